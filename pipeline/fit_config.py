@@ -1,0 +1,118 @@
+"""The settings of a prompt-fit, with the schedules of the paper. Every schedule is written in epochs, counted from 0."""
+
+import dataclasses
+from dataclasses import dataclass
+
+_PRESETS = {
+    # the paper: one step an epoch, masks instead of patches
+    "paper": {"steps_per_epoch": 1, "masked_variant": "directional", "patch_crops": 0, "tv_weight": 0.0, "image_size": 512},
+    # CLIPstyler's patch loss makes texture local; holes seen in both pictures keep the content best
+    "quality": {"steps_per_epoch": 10, "masked_variant": "same_mask", "patch_crops": 16, "tv_weight": 2e-3, "image_size": 512},
+    # a look in a quarter of the time
+    "fast": {"steps_per_epoch": 1, "masked_variant": "directional", "patch_crops": 0, "tv_weight": 0.0, "image_size": 256},
+}  # fmt: skip
+_TRAIN = ("fusion+decoder", "fusion", "decoder_lora")
+
+
+@dataclass(frozen=True)
+class PromptFitConfig:
+    """How to fit a style to a prompt. Fields that are None take the value of `preset`.
+
+    train: "fusion+decoder" (the paper), "fusion" (a small file, and the decoder cannot be damaged) or "decoder_lora"
+        (the fusion and low-rank changes of the decoder: nearly as small).
+    lr, halve_at: Adam's rate, halved from that epoch on.
+    content_weights, content_switch: weight of the content terms before and from that epoch on.
+    style_weight: weight of L_dir + L_md + L_so. theta: L_so counts only where L_dir is below it.
+    alpha, beta: of alpha_shift. second_order_every: epochs between snapshots.
+    mask_ratio, mask_patch: share of patches removed, and their side on the image encoder's grid.
+    masked_variant, second_order_variant, content_variant: readings of the losses, see `losses.py`.
+    delta: guard of the directional terms against the singular gradient where the result is still the content.
+    patch_crops, patch_size, patch_weight, patch_threshold: CLIPstyler's patch loss; off at 0 crops.
+    image_size: the longer side is reduced to it for the fit. templates: sentences around the prompt, averaged.
+    """
+
+    epochs: int = 20
+    steps_per_epoch: int | None = None
+    lr: float = 5e-4
+    halve_at: int = 10
+    content_weights: tuple[float, float] = (9000.0, 150.0)
+    content_switch: int = 5
+    style_weight: float = 500.0
+    theta: float = 0.8
+    alpha: float = 1.0
+    beta: float = 2.0
+    second_order_every: int = 5
+    mask_ratio: float = 0.5
+    mask_patch: int = 16
+    train: str = "fusion+decoder"
+    source_prompt: str = "a plain photo"
+    preset: str = "paper"
+    masked_variant: str | None = None
+    second_order_variant: str = "aligned"
+    content_variant: str = "clipstyler"
+    delta: float = 0.05
+    patch_crops: int | None = None
+    patch_size: int = 128
+    patch_weight: float = 9000.0
+    patch_threshold: float = 0.7
+    range_weight: float = 50.0
+    tv_weight: float | None = None
+    gradient_clip: float = 1.0
+    lora_rank: int = 4
+    image_size: int | None = None
+    templates: tuple[str, ...] = ("{}",)
+
+    def __post_init__(self) -> None:
+        if self.preset not in _PRESETS:
+            raise ValueError(f"preset is {self.preset!r}, wanted one of {', '.join(_PRESETS)}.")
+        for name, value in _PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        # JSON gives lists back
+        object.__setattr__(self, "content_weights", tuple(self.content_weights))
+        object.__setattr__(self, "templates", tuple(self.templates))
+        _one_of("train", self.train, _TRAIN)
+        _one_of("masked_variant", self.masked_variant, ("directional", "same_mask", "ratio"))
+        _one_of("second_order_variant", self.second_order_variant, ("aligned", "ratio", "elementwise"))
+        _one_of("content_variant", self.content_variant, ("clipstyler", "normalised"))
+        for name in (
+            "epochs",
+            "steps_per_epoch",
+            "second_order_every",
+            "mask_patch",
+            "image_size",
+            "lora_rank",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError(
+                f"templates are {self.templates}, wanted sentences with a {{}} where the prompt goes."
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def content_weight(self, epoch: int) -> float:
+        before, after = self.content_weights
+        return before if epoch < self.content_switch else after
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.lr * (0.5 if epoch >= self.halve_at else 1.0)
+
+    def second_order_epochs(self) -> list[int]:
+        """Epochs in which the second-order loss is evaluated."""
+        return list(range(self.second_order_every, self.epochs, self.second_order_every))
+
+    def snapshot_of(self, epoch: int) -> int:
+        """The epoch whose snapshot the second-order loss of `epoch` is measured against."""
+        return epoch - self.second_order_every
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, wanted one of {', '.join(allowed)}.")

@@ -1,0 +1,196 @@
+"""Pictures in and out: every form a caller may hold becomes an RGB tensor in [0, 1], and goes back the same way.
+
+Responsible for: reading PIL, numpy and torch images, grey, alpha, palettes and 16 bits, and handing results back in
+the form asked for. Knows nothing of models. Sizes are kept; nothing is resized here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Picture = Image.Image | np.ndarray | Tensor
+MIN_SIDE = 16
+# Resampling overshoots by a little; more than this is another range (0..255 or -1..1), not an overshoot.
+RANGE_SLACK = 0.05
+
+
+@dataclass
+class Content:
+    """One picture: `rgb` (1, 3, H, W) float32 in [0, 1] and, where it had one, `alpha` (1, 1, H, W)."""
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.rgb.shape[-2], self.rgb.shape[-1]
+
+
+def read_images(image: Picture | Sequence[Picture]) -> list[Content]:
+    """One picture, a batch `[B, C, H, W]` / `[B, H, W, C]` or a list of either, of any sizes -> one `Content` each."""
+    if isinstance(image, (list, tuple)):
+        contents = [content for item in image for content in read_images(item)]
+    elif isinstance(image, Image.Image):
+        contents = [_from_pil(image)]
+    elif isinstance(image, np.ndarray):
+        contents = _from_numpy(image)
+    elif isinstance(image, Tensor):
+        contents = _from_torch(image)
+    else:
+        raise TypeError(
+            f"image is a {type(image).__name__}, wanted a PIL image, a numpy array, a torch tensor or a list of these."
+        )
+    if not contents:
+        raise ValueError("image is an empty batch, wanted at least one picture.")
+    return contents
+
+
+def read_mask(mask: Picture | Sequence[Picture], sizes: Sequence[tuple[int, int]], device) -> list[Tensor]:
+    """Masks (1 = stylize, 0 = keep) -> one (1, 1, H, W) in [0, 1] per picture; one mask serves all, and a mask of
+    another size is resized to its picture."""
+    if isinstance(mask, (list, tuple)):
+        masks = [m for item in mask for m in _read_one_mask(item)]
+    else:
+        masks = _read_one_mask(mask)
+    if len(masks) == 1:
+        masks = masks * len(sizes)
+    if len(masks) != len(sizes):
+        raise ValueError(
+            f"got {len(masks)} masks for {len(sizes)} pictures, wanted one for all or one for each."
+        )
+    resized = []
+    for one, size in zip(masks, sizes, strict=True):
+        _require_range(one, "mask_image")
+        one = one.clamp(0, 1)
+        if one.shape[-2:] != size:
+            one = F.interpolate(one, size=size, mode="bilinear", align_corners=False)
+        resized.append(one.to(device))
+    return resized
+
+
+def to_pil(rgb: Tensor, alpha: Tensor | None = None) -> Image.Image:
+    """(1, 3, H, W) in [0, 1] and alpha (1, 1, H, W) -> an 8 bit RGB or RGBA picture."""
+    channels = rgb if alpha is None else torch.cat([rgb, alpha.to(rgb)], dim=1)
+    pixels = (
+        (channels[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    )  # (H, W, 3 or 4)
+    return Image.fromarray(pixels)
+
+
+def collect(results: list[Content], output_type: str) -> list[Image.Image] | np.ndarray | Tensor | list:
+    """Results in the caller's form: PIL list, one array (B, H, W, C), one tensor (B, C, H, W); a list of arrays or
+    tensors where sizes or channels differ and no single batch can hold them."""
+    if output_type == "pil":
+        return [to_pil(r.rgb, r.alpha) for r in results]
+    tensors = [r.rgb if r.alpha is None else torch.cat([r.rgb, r.alpha.to(r.rgb)], dim=1) for r in results]
+    tensors = [t.float() for t in tensors]
+    if output_type == "np":
+        arrays = [t.permute(0, 2, 3, 1).cpu().numpy() for t in tensors]
+        return np.concatenate(arrays) if len({a.shape for a in arrays}) == 1 else [a[0] for a in arrays]
+    return torch.cat(tensors) if len({t.shape for t in tensors}) == 1 else [t[0] for t in tensors]
+
+
+def _from_pil(image: Image.Image) -> Content:
+    if min(image.size) == 0:
+        _require_size(torch.empty(1, 3, image.height, image.width))
+    if image.mode.startswith("I") or image.mode == "F":  # PIL's own convert("RGB") would clip 16 bits to 255
+        grey = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]  # (1, 1, H, W)
+        return _content(grey / (255 if image.mode == "F" else 65535))
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    pixels = np.array(image.convert("RGBA" if has_alpha else "RGB"))
+    return _content(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+
+
+def _from_numpy(image: np.ndarray) -> list[Content]:
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"image is an array of shape {image.shape}, wanted (H, W), (H, W, C) or (B, H, W, C) with C = 1, 3 or 4."
+        )
+    # A copy: torch would warn about read-only arrays, and nothing of the caller's may be written to.
+    return _from_batch(torch.from_numpy(_unsigned(image)).permute(0, 3, 1, 2))
+
+
+def _unsigned(image: np.ndarray) -> np.ndarray:
+    """16 bit counts become floats here, since torch has few operations on uint16."""
+    return image.astype(np.float32) / 65535 if image.dtype == np.uint16 else image.copy()
+
+
+def _from_torch(image: Tensor) -> list[Content]:
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
+        raise ValueError(
+            f"image is a tensor of shape {tuple(image.shape)}, wanted (B, C, H, W) or (C, H, W) with C = 1, 3 or 4 in "
+            "[0, 1]; move channels first with permute, and give encoded images as latents=."
+        )
+    return _from_batch(image)
+
+
+def _from_batch(batch: Tensor) -> list[Content]:
+    if batch.dtype == torch.uint8:
+        batch = batch / 255
+    elif batch.dtype == torch.bool or not batch.is_floating_point():
+        raise ValueError(f"image has dtype {batch.dtype}, wanted uint8 in 0..255, uint16 or floats in 0..1.")
+    return [_content(image) for image in batch.float().split(1)]
+
+
+def _content(channels: Tensor) -> Content:
+    _require_size(channels)
+    _require_range(channels, "image")
+    channels = channels.clamp(0, 1)
+    alpha = channels[:, 3:4] if channels.shape[1] == 4 else None
+    rgb = channels[:, :1].expand(-1, 3, -1, -1) if channels.shape[1] == 1 else channels[:, :3]
+    return Content(rgb, alpha)
+
+
+def _read_one_mask(mask: Picture) -> list[Tensor]:
+    if isinstance(mask, Image.Image):
+        mask = np.array(mask.convert("L"))
+    if isinstance(mask, np.ndarray):
+        mask = torch.from_numpy(mask.copy())
+        mask = mask.permute(0, 3, 1, 2) if mask.ndim == 4 else mask
+        mask = mask.permute(2, 0, 1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"mask_image is a {type(mask).__name__}, wanted a PIL image, a numpy array or a torch tensor."
+        )
+    mask = mask / 255 if mask.dtype == torch.uint8 else mask.float()
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim == 3:
+        mask = mask[:, None]  # (B, 1, H, W)
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.numel() == 0:
+        raise ValueError(
+            f"mask_image has shape {tuple(mask.shape)}, wanted (H, W), (B, H, W) or (B, 1, H, W)."
+        )
+    return list(mask.split(1))
+
+
+def _require_size(channels: Tensor) -> None:
+    height, width = channels.shape[-2:]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(
+            f"image is {width} x {height} px, wanted at least {MIN_SIDE} px on each side: enlarge it before."
+        )
+
+
+def _require_range(values: Tensor, name: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values, wanted finite values in [0, 1].")
+    low, high = values.amin().item(), values.amax().item()
+    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+        raise ValueError(
+            f"{name} has values in [{low:.3g}, {high:.3g}], wanted [0, 1]: for [-1, 1] pass {name} / 2 + 0.5, for "
+            f"0..255 pass uint8 or {name} / 255."
+        )

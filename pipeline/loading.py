@@ -1,0 +1,193 @@
+"""Where the parts of a pipeline come from: a folder, a bundled name, a Hub id, another pipeline, or single parts.
+
+Responsible for `from_pretrained`, `from_parts` and `from_pipe`. Knows nothing of what the parts do.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Siglip2TextModel,
+    Siglip2VisionModel,
+    SiglipTextModel,
+    SiglipVisionModel,
+)
+from transformers.utils import cached_file
+
+from ..weights import bundled_folder, bundled_names
+from .fusion import StyleFusion
+
+_TOWERS = {"siglip": (SiglipTextModel, SiglipVisionModel), "siglip2": (Siglip2TextModel, Siglip2VisionModel)}
+
+
+class PipelineLoading:
+    """The loading methods of `StyleMambaPipeline`, ahead of `DiffusionPipeline` in its bases."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """A folder written by `save_pretrained`, the name of a bundled model, or a Hub id. Keyword arguments are
+        those of diffusers: `dtype`, `variant`, `revision`, components to use instead, and so on."""
+        folder = bundled_folder(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path
+        if os.path.isdir(folder):
+            _check_folder(Path(folder))
+            # diffusers asks for every component that is not optional; a pipeline saved without one has none to give.
+            index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+            for name, value in index.items():
+                if isinstance(value, list) and value[0] is None:
+                    kwargs.setdefault(name, None)
+        return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Fetches a Hub repository. diffusers' own download refuses components of other packages than itself and
+        transformers; ours need no remote code, since this package brings their classes."""
+        variant = kwargs.get("variant")
+        weights = (
+            ["*.safetensors"]
+            if variant is None
+            else [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
+        )
+        try:
+            return snapshot_download(
+                pretrained_model_name,
+                allow_patterns=["*.json", "*.txt", "*.model", *weights],
+                **{k: kwargs[k] for k in ("cache_dir", "force_download", "token", "revision") if k in kwargs},
+                local_files_only=bool(kwargs.get("local_files_only")),
+            )
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise OSError(
+                f"{pretrained_model_name!r} is neither a folder nor a bundled model ({', '.join(bundled_names())}), and it "
+                f"could not be fetched from the Hub: {str(error).splitlines()[0]}"
+            ) from error
+
+    @classmethod
+    def from_parts(
+        cls,
+        vae: str | os.PathLike | nn.Module,
+        text_encoder: str | os.PathLike | nn.Module | None = None,
+        *,
+        tokenizer=None,
+        image_encoder: str | os.PathLike | nn.Module | None = None,
+        fusion: StyleFusion | None = None,
+        perceptual: nn.Module | None = None,
+        preset: str = "paper",
+        dtype: torch.dtype | None = None,
+    ):
+        """A pipeline of separate parts, each a Hub id, a folder or a loaded object, with a fresh identity fusion.
+
+        A SigLIP checkpoint given as `text_encoder` brings its tokenizer and image tower along.
+        preset: of the fusion: "paper", "wide", "dense" or "tiny".
+        """
+        if isinstance(vae, (str, os.PathLike)):
+            vae = _load_vae(vae, dtype)
+        logits: dict[str, float | None] = {}
+        if isinstance(text_encoder, (str, os.PathLike)):
+            source = os.fspath(text_encoder)
+            text_tower, image_tower = _towers(source)
+            text_encoder = _load_tower(text_tower, source, dtype)
+            tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(source)
+            image_encoder = source if image_encoder is None else image_encoder
+            logits = _read_logits(source)
+        if isinstance(image_encoder, (str, os.PathLike)):
+            source = os.fspath(image_encoder)
+            image_encoder = _load_tower(_towers(source)[1], source, dtype)
+        if fusion is None:
+            fusion = _fresh_fusion(
+                vae, text_encoder if text_encoder is not None else image_encoder, preset, dtype
+            )
+        return cls(vae, text_encoder, tokenizer, fusion, image_encoder, perceptual=perceptual, **logits)
+
+    @classmethod
+    def from_pipe(cls, pipeline, *, preset: str = "paper", **kwargs):
+        """The autoencoder of a loaded Stable Diffusion pipeline, shared and not copied, with the parts in `kwargs`:
+        `text_encoder`, `tokenizer`, `image_encoder`, `fusion`. From a StyleMamba pipeline, every part is shared."""
+        if not isinstance(pipeline, cls):
+            # SD's CLIP towers do not span one space with pictures, so they are left where they are.
+            for name in ("text_encoder", "tokenizer", "image_encoder"):
+                kwargs.setdefault(name, None)
+            if kwargs.get("fusion") is None:
+                tower = (
+                    kwargs["text_encoder"] if kwargs["text_encoder"] is not None else kwargs["image_encoder"]
+                )
+                kwargs["fusion"] = _fresh_fusion(pipeline.vae, tower, preset, pipeline.dtype)
+        # diffusers would cast the shared components to float32
+        kwargs.setdefault("dtype", pipeline.dtype)
+        return super().from_pipe(pipeline, **kwargs)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise OSError(
+            f"{folder} has no model_index.json, so it holds no saved pipeline: give a folder that save_pretrained wrote, or "
+            "build a pipeline of parts with from_parts."
+        )
+
+
+def _load_vae(source: str | os.PathLike, dtype: torch.dtype | None) -> nn.Module:
+    """An autoencoder's own folder or repository, or the `vae` inside that of a whole SD pipeline."""
+    source = os.fspath(source)
+    for subfolder in (None, "vae"):
+        try:
+            config = AutoencoderKL.load_config(source, subfolder=subfolder)
+        except OSError as error:
+            reason = error
+            continue
+        autoencoder = getattr(diffusers, config.get("_class_name", "AutoencoderKL"))
+        return autoencoder.from_pretrained(source, subfolder=subfolder, **({"dtype": dtype} if dtype else {}))
+    raise OSError(
+        f"no autoencoder at {source!r}, neither there nor in its folder vae: {str(reason).splitlines()[0]}"
+    )
+
+
+def _towers(source: str) -> tuple[type[nn.Module], type[nn.Module]]:
+    kind = (
+        AutoConfig.from_pretrained(source)
+        .model_type.removesuffix("_text_model")
+        .removesuffix("_vision_model")
+    )
+    if kind not in _TOWERS:
+        raise ValueError(
+            f"{source!r} is a {kind} checkpoint, wanted SigLIP or SigLIP 2 (google/siglip-base-patch16-224)."
+        )
+    return _TOWERS[kind]
+
+
+def _load_tower(tower: type[nn.Module], source: str, dtype: torch.dtype | None) -> nn.Module:
+    return tower.from_pretrained(source, dtype=dtype or torch.float32).eval()
+
+
+def _read_logits(source: str) -> dict[str, float | None]:
+    """SigLIP's learnt scale (as the factor it is) and bias, which the single towers do not carry."""
+    path = cached_file(source, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    logits: dict[str, float | None] = {"logit_scale": None, "logit_bias": None}
+    if path is not None:
+        with safe_open(path, framework="pt") as file:
+            if {"logit_scale", "logit_bias"} <= set(file.keys()):
+                logits["logit_scale"] = file.get_tensor("logit_scale").float().exp().item()
+                logits["logit_bias"] = file.get_tensor("logit_bias").float().item()
+    return logits
+
+
+def _fresh_fusion(
+    vae: nn.Module, tower: nn.Module | None, preset: str, dtype: torch.dtype | None
+) -> StyleFusion:
+    """An identity fusion, the same one every time: two fits of one preset start from the same place."""
+    if tower is None:
+        raise ValueError(
+            "text_encoder is None, wanted a SigLIP text tower: its width decides the width of the fusion."
+        )
+    width = getattr(tower.config, "projection_size", None) or tower.config.hidden_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fusion = StyleFusion.from_preset(preset, latent_channels=vae.config.latent_channels, cond_dim=width)
+    return fusion.to(dtype) if dtype else fusion

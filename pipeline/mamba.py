@@ -1,0 +1,137 @@
+"""The Mamba mixer: mixes the tokens of an image along one or several scan paths.
+
+Responsible for: the projections, the convolution, the parameters of the scan and their initialisation. Knows nothing
+of normalisation, residuals or conditioning (`fusion.py`), nor of how a scan is computed (`selective_scan.py`) or which
+pixels a path visits (`scan_orders.py`).
+
+Glossary (letters of the Mamba paper, arXiv 2312.00752):
+    b, B        batch size in shapes; B is also the input matrix below
+    L           tokens, height * width
+    d_model     channels that come in and go out
+    D, d_inner  channels of the scan, expand * d_model; D is also the skip weight below
+    N, d_state  size of the hidden state of one channel
+    K           scan paths (directions), each with its own Delta, A, B, C and D
+    dt_rank, R  rank of the projection that makes Delta
+    Delta       step size of each token and channel, > 0: large ones write the token, small ones keep the state
+    A           (K, D, N) decay rates, < 0, stored as A_log = log(-A)
+    B, C        (b, K, N, L) what a token writes into the state, what it reads from it
+    D           (K, D) weight of the direct path from input to output
+    z           (b, L, D) gate
+    h           (b, K, D, N) hidden state, lives inside `selective_scan`
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .scan_orders import scan_orders
+from .selective_scan import selective_scan
+
+
+class MambaMixer(nn.Module):
+    """Maps tokens (B, L, d_model) to the same shape.
+
+    With `scan_order="raster"` and `conv="causal"` this is Mamba as published. More paths (`scan_orders`) run as one
+    grouped scan; their outputs are put back in raster order and summed before the gate. `x_proj`, `dt_proj`,
+    `dt_bias`, `A_log` and `D` hold one set per path, stacked in a leading axis of size K (also for K = 1); in and
+    out projection and the convolution are shared.
+
+    conv: "causal", a depthwise convolution over the `d_conv` last tokens of each path, or "spatial", a depthwise
+    3 x 3 convolution of the image before it is read along the paths.
+    """
+
+    # Rounding these to half precision changes the decay of the state over long sequences.
+    _keep_in_fp32 = ("A_log", "D", "dt_bias")
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        scan_order: str = "raster",
+        conv: str = "causal",
+    ) -> None:
+        super().__init__()
+        if conv not in ("causal", "spatial"):
+            raise ValueError(f"conv is {conv!r}, wanted 'causal' or 'spatial'.")
+        self.d_state = d_state
+        self.d_inner = d_inner = expand * d_model
+        self.dt_rank = dt_rank = dt_rank or math.ceil(d_model / 16)
+        self.scan_order = scan_order
+        paths = len(scan_orders(scan_order, 1, 1)[0])
+
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        if conv == "causal":
+            self.conv = nn.Conv1d(d_inner, d_inner, d_conv, padding=d_conv - 1, groups=d_inner)
+        else:
+            self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
+        self.x_proj = nn.Parameter(torch.empty(paths, dt_rank + 2 * d_state, d_inner))
+        self.dt_proj = nn.Parameter(torch.empty(paths, d_inner, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(paths, d_inner))
+        self.A_log = nn.Parameter(torch.empty(paths, d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(paths, d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.reset_scan_parameters()
+
+    @torch.no_grad()
+    def reset_scan_parameters(self) -> None:
+        """Mamba's initialisation; a model-wide re-initialisation that touches these parameters must call this after."""
+        nn.init.uniform_(self.x_proj, -(self.d_inner**-0.5), self.d_inner**-0.5)  # as nn.Linear's
+        nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        # Delta starts log-uniform between 1e-3 and 1e-1, and the bias is what softplus maps to it.
+        dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        if x.dim() != 3 or x.shape[1] != height * width or x.shape[2] != self.in_proj.in_features:
+            raise ValueError(
+                f"x is {tuple(x.shape)}, wanted (B, height * width, d_model) = "
+                f"(B, {height * width}, {self.in_proj.in_features}); pass the size of the token grid, not of the image."
+            )
+        orders, inverses = scan_orders(self.scan_order, height, width, x.device)  # (K, L) each
+        paths, length = orders.shape
+
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, D) each
+        if isinstance(self.conv, nn.Conv2d):
+            image = x.transpose(1, 2).unflatten(2, (height, width))  # (B, D, H, W)
+            x = self.conv(image).flatten(2).transpose(1, 2)  # (B, L, D)
+            u = x[:, orders].transpose(2, 3)  # (B, K, D, L)
+        else:
+            u = x[:, orders].transpose(2, 3)  # (B, K, D, L)
+            u = self.conv(u.flatten(0, 1))[..., :length].unflatten(0, (-1, paths))  # (B, K, D, L)
+        u = F.silu(u)  # (B, K, D, L)
+
+        dt, B, C = torch.split(
+            torch.einsum("kcd,bkdl->bkcl", self.x_proj, u), (self.dt_rank, self.d_state, self.d_state), dim=2
+        )  # (B, K, R, L), (B, K, N, L), (B, K, N, L)
+        delta = torch.einsum("kdr,bkrl->bkdl", self.dt_proj, dt)  # (B, K, D, L)
+        y = selective_scan(
+            u.flatten(1, 2),
+            delta.flatten(1, 2),
+            -torch.exp(self.A_log.float()).flatten(0, 1),
+            B,
+            C,
+            self.D.flatten(),
+            delta_bias=self.dt_bias.flatten(),
+            delta_softplus=True,
+        )  # (B, K*D, L)
+
+        y = y.unflatten(1, (paths, -1))  # (B, K, D, L)
+        y = y.gather(-1, inverses[:, None].expand_as(y)).sum(1).transpose(1, 2)  # (B, L, D)
+        return self.out_proj(y * F.silu(z))  # (B, L, d_model)
+
+    def _apply(self, fn, recurse: bool = True):
+        # `.half()` and `.to(dtype)` come through here; `.double()` and moves between devices pass as they are.
+        kept = {id(self._parameters[name]) for name in self._keep_in_fp32}
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in kept and moved.dtype.itemsize < 4 else moved
+
+        return super()._apply(keep_precision, recurse)

@@ -1,0 +1,493 @@
+"""`StyleMambaPipeline`: picture and prompt in, stylized picture out; fits, loads and mixes styles.
+
+Responsible for the order of the steps, for what a diffusers user expects of a pipeline, and for the styles in use.
+Each step is a public method that can be used alone, with gradients. The nets, losses and files are in their own
+modules; where parts come from is in `loading.py`.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .controls import enforce_structure, keep_colors, resize, stroke_size
+from .fit_config import PromptFitConfig
+from .fusion import StyleFusion
+from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask
+from .latents import decode_latents, encode_latents, unscale_latents, vae_scale_factor
+from .loading import PipelineLoading
+from .padding import pad_to_multiple
+from .perceptual import VGGFeatures
+from .prompt_fit import FitProgress, PromptFit
+from .siglip_encoder import SiglipEncoder
+from .style import Style
+from .style_decoder import StyleDecoder, blend_changes
+from .style_mixing import composite, interpolate_strength, mix_directions
+from .style_set import StyleSet
+
+logger = logging.getLogger(__name__)
+
+WeightedPrompts = Sequence[tuple[str, float]]
+Prompt = str | WeightedPrompts
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class StyleMambaPipelineOutput(BaseOutput):
+    """`images`: a list of PIL pictures, an array (B, H, W, C), a tensor (B, C, H, W), or latents; a list of these
+    where pictures of different sizes were given."""
+
+    images: list[Image.Image] | np.ndarray | Tensor | list
+
+
+class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
+    """Text-driven style transfer that keeps every pixel in place.
+
+    vae: an autoencoder of the SD family. text_encoder, tokenizer, image_encoder: SigLIP or SigLIP 2 towers; the image
+    side is needed to fit, to score and for style images only. fusion: writes the style into the latent.
+    style_decoder: decodes with the style, called with (latents, prompt_embeds, strength). perceptual: a network of
+    the content losses of a fit. logit_scale, logit_bias: SigLIP's, for probabilities.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->vae"
+    _optional_components = ["image_encoder", "style_decoder", "perceptual"]
+    _callback_tensor_inputs = ["latents"]
+
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fusion: StyleFusion
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        fusion: StyleFusion,
+        image_encoder: PreTrainedModel | None = None,
+        style_decoder: torch.nn.Module | None = None,
+        perceptual: VGGFeatures | None = None,
+        logit_scale: float | None = None,
+        logit_bias: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            fusion=fusion,
+            image_encoder=image_encoder,
+            style_decoder=style_decoder,
+            perceptual=perceptual,
+        )
+        self.register_to_config(logit_scale=logit_scale, logit_bias=logit_bias)
+        self.vae_scale_factor = vae_scale_factor(getattr(self, "vae", None))
+        self.styles = StyleSet()
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    @property
+    def encoder(self) -> SiglipEncoder:
+        """The space that words and pictures share."""
+        return SiglipEncoder(
+            self.text_encoder,
+            self.tokenizer,
+            self.image_encoder,
+            logit_scale=self.config.logit_scale,
+            logit_bias=self.config.logit_bias,
+        )
+
+    @property
+    def num_timesteps(self) -> int:
+        """Forward passes of the running call: one for each size among its pictures."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to stop: a fit keeps what it has learnt."""
+        return self._interrupt
+
+    # The steps
+
+    def check_inputs(
+        self,
+        image,
+        prompt,
+        style_image,
+        strength,
+        structure,
+        stroke_scale,
+        num_images_per_prompt,
+        generator,
+        latents,
+        output_type,
+        prompt_embeds,
+        callback_on_step_end_tensor_inputs,
+    ) -> None:
+        if image is None and latents is None:
+            raise ValueError("image is None, wanted a picture to stylize (or latents=).")
+        if prompt is None and prompt_embeds is None and style_image is None and not self.styles.active:
+            raise ValueError(
+                "prompt is None and no style is loaded: give a prompt, a style_image, prompt_embeds, or load_style first."
+            )
+        if prompt is not None and prompt_embeds is not None:
+            raise ValueError("both prompt and prompt_embeds were given, wanted one of them.")
+        for name, value, low, high in (
+            ("strength", strength, 0.0, 1.5),
+            ("structure", structure, 0.0, 1.0),
+            ("stroke_scale", stroke_scale, 0.1, 10.0),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, wanted at least 1.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}, wanted one of {', '.join(OUTPUT_TYPES)}.")
+        if not isinstance(generator, (torch.Generator, list, tuple, type(None))):
+            raise ValueError(
+                f"generator is a {type(generator).__name__}, wanted a torch.Generator or a list of them."
+            )
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {unknown}, wanted {self._callback_tensor_inputs}."
+            )
+
+    def encode_prompt(
+        self,
+        prompt: Prompt | list[Prompt],
+        num_images_per_prompt: int = 1,
+        templates: Sequence[str] = ("{}",),
+    ) -> Tensor:
+        """Unit embeddings (N, E), N = prompts * num_images_per_prompt.
+
+        prompt: a string, a list of them, `[(prompt, weight), ...]` for one mixture, or a list that holds mixtures.
+        templates: sentences with `{}` where the prompt goes; their embeddings are averaged.
+        """
+        rows = []
+        for mixture in _as_mixtures(prompt):
+            used = [(text, weight) for text, weight in mixture if weight != 0] or mixture
+            texts = [template.format(text) for text, _ in used for template in templates]
+            embeds = self.encoder.embed_texts(texts, self._execution_device)
+            embeds = embeds.unflatten(0, (len(used), len(templates)))  # (prompts, templates, E)
+            embeds = (
+                embeds[:, 0] if len(templates) == 1 else torch.nn.functional.normalize(embeds.mean(1), dim=-1)
+            )
+            rows.append(mix_directions(*embeds, weights=[weight for _, weight in used]))
+        prompt_embeds = torch.stack(rows).repeat_interleave(num_images_per_prompt, dim=0)  # (N, E)
+        return prompt_embeds
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], any size -> scaled latents (B, C, h, w) of the picture padded to whole latents."""
+        padded = pad_to_multiple(image, self.vae_scale_factor)
+        return encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype) * 2 - 1)
+
+    def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """Scaled latents (B, C, h, w) -> the same with the style. Without `prompt_embeds` the styles in use go by the
+        prompts they were fitted to."""
+        if self.styles.active:
+            fused = self.styles.fuse(latents, prompt_embeds)
+        else:
+            fused = self.fusion(latents.to(self.fusion.dtype), prompt_embeds)
+        return interpolate_strength(latents, fused, strength)
+
+    def decode(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped."""
+        latents = latents.to(self.vae.dtype)
+        changes = blend_changes(*self.styles.decoder_changes()) if strength else {}
+        if changes:
+            decoder = StyleDecoder(self.vae, changes, device=latents.device)
+            image = decoder(unscale_latents(self.vae, latents), strength)
+        elif self.style_decoder is not None and strength:
+            image = self.style_decoder(latents, prompt_embeds, strength)
+        else:
+            image = decode_latents(self.vae, latents)
+        return image.float() / 2 + 0.5
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture] | None = None,
+        prompt: Prompt | list[Prompt] | None = None,
+        *,
+        style_image: Picture | Sequence[Picture] | None = None,
+        strength: float = 1.0,
+        structure: float = 0.0,
+        stroke_scale: float = 1.0,
+        preserve_color: bool = False,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (as in diffusers; never changed)
+    ) -> StyleMambaPipelineOutput | tuple:
+        """Stylizes pictures. The result has the size of the input, to the pixel.
+
+        image: PIL, numpy (uint8, uint16 or floats), torch [B, 3, H, W] in [0, 1], or lists of them, of any sizes from
+            16 px; grey and alpha are read, alpha is put back.
+        prompt: one for all pictures or one for each; `[(prompt, weight), ...]` mixes. One picture with several
+            prompts gives one result for each.
+        style_image: a picture in place of a prompt, or mixed with it half and half.
+        strength: 0 is the reconstruction by the autoencoder, 1 the style, up to 1.5 more than that.
+        structure: 0 to 1, how much of the picture's own edges and fine luminance is put back.
+        stroke_scale: size of the strokes; 2 doubles it.
+        preserve_color: keeps the picture's colours and takes only the luminance of the result.
+        mask_image: 1 or white where to stylize; where it is 0 the pixels of the input stay as they are.
+        generator: accepted as in every pipeline; one pass draws no random numbers.
+        latents: scaled latents of the pictures, if they are encoded already.
+        output_type: "pil", "np", "pt" or "latent".
+        callback_on_step_end: called after the latents of each group of equal size are fused, as in diffusers.
+        """
+        # 1. Check
+        self.check_inputs(
+            image, prompt, style_image, strength, structure, stroke_scale, num_images_per_prompt, generator,
+            latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        self._interrupt = False
+        contents = self._contents_of_latents(latents) if image is None else read_images(image)
+
+        # 2. Prompts and pictures, one of each for every result
+        embeds = self._condition(prompt, prompt_embeds, style_image)  # (P, E) or None
+        contents, embeds, latents = _match(contents, embeds, latents, num_images_per_prompt)
+        if isinstance(generator, (list, tuple)) and len(generator) != len(contents):
+            raise ValueError(
+                f"got {len(generator)} generators for {len(contents)} results, wanted one for each."
+            )
+        masks = None
+        if mask_image is not None:
+            masks = read_mask(mask_image, [c.size for c in contents], self._execution_device)
+
+        # 3. One pass for each size
+        groups = _group_by_size(contents)
+        self._num_timesteps = len(groups)
+        results: list[Content | Tensor | None] = [None] * len(contents)
+        with self.progress_bar(total=len(groups)) as bar:
+            for step, ((height, width), members) in enumerate(groups.items()):
+                rgb = torch.cat([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
+                cond = None if embeds is None else embeds[members]  # (B, E)
+                if latents is None:
+                    work = resize(rgb, stroke_size(height, width, stroke_scale, MIN_SIDE))
+                    z = self.encode_image(work)  # (B, C, h, w)
+                else:
+                    work, z = rgb, latents[members].to(self._execution_device, self.vae.dtype)
+                self._require_finite(z, "encoding the picture")
+                fused = self.fuse(z, cond, strength)  # (B, C, h, w)
+                self._require_finite(fused, "fusing the style")
+                if callback_on_step_end is not None:
+                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
+                    fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
+                if output_type == "latent":
+                    for i, one in zip(members, fused.split(1), strict=True):
+                        results[i] = one
+                else:
+                    stylized = self.decode(fused, cond, strength)  # (B, 3, H', W')
+                    self._require_finite(stylized, "decoding")
+                    stylized = stylized[..., : work.shape[-2], : work.shape[-1]].clamp(0, 1)
+                    stylized = enforce_structure(resize(stylized, (height, width)), rgb, structure)
+                    stylized = keep_colors(stylized, rgb) if preserve_color else stylized
+                    for i, one in zip(members, stylized.split(1), strict=True):
+                        results[i] = Content(one, contents[i].alpha)
+                bar.update()
+                if self._interrupt:
+                    break
+
+        # 4. Masks, and the form asked for
+        if output_type == "latent":
+            done = [r for r in results if r is not None]
+            images = torch.cat(done) if len({r.shape for r in done}) == 1 else [r[0] for r in done]
+        else:
+            done = []
+            for i, result in enumerate(results):
+                if result is not None:
+                    rgb = result.rgb
+                    if masks is not None:
+                        rgb = composite(contents[i].rgb.to(rgb.device), rgb, masks[i])
+                    done.append(Content(rgb, result.alpha))
+            images = collect(done, output_type)
+        self.maybe_free_model_hooks()
+        return StyleMambaPipelineOutput(images=images) if return_dict else (images,)
+
+    # Styles
+
+    def fit_style(
+        self,
+        image: Picture | Sequence[Picture],
+        prompt: Prompt,
+        *,
+        config: PromptFitConfig | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callable[[FitProgress], bool | None] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+    ) -> Style:
+        """Fits a style to `prompt` on one or several pictures; `load_style` puts it to use.
+
+        generator: its initial seed decides every random number; without one the seed is 0.
+        callback: called after each step with a `FitProgress`; return False to stop and keep what was learnt.
+        checkpoint: a path where progress is kept; a fit that was left early goes on from there.
+        """
+        config = config or PromptFitConfig()
+        mixtures = _as_mixtures(prompt)
+        if len(mixtures) != 1:
+            raise ValueError(
+                f"got {len(mixtures)} prompts, wanted one, or [(prompt, weight), ...] for a mixed style."
+            )
+        self._interrupt = False
+        # ComfyUI runs every node under inference_mode, where nothing can be trained.
+        with torch.inference_mode(False), torch.enable_grad():
+            with torch.no_grad():
+                prompt_embeds = self.encode_prompt([mixtures[0]], templates=config.templates)
+                source_embeds = self.encode_prompt(config.source_prompt, templates=config.templates)
+            fit = PromptFit(
+                self,
+                read_images(image),
+                prompt=_describe(mixtures[0]),
+                prompt_embeds=prompt_embeds,
+                source_embeds=source_embeds,
+                config=config,
+                seed=0 if generator is None else generator.initial_seed(),
+            )
+            with self.progress_bar(total=config.steps) as bar:
+
+                def after_step(progress: FitProgress) -> bool | None:
+                    bar.update(progress.step - bar.n)
+                    bar.set_postfix(style=f"{progress.losses['style']:.3f}")
+                    wanted = None if callback is None else callback(progress)
+                    return False if self._interrupt else wanted
+
+                fit.run(after_step, checkpoint)
+            return fit.style()
+
+    def load_style(self, style: Style | str | os.PathLike, name: str | None = None) -> str:
+        """Loads a style file, or takes a fitted `Style`, and puts it to use alone. Returns its name."""
+        loaded = style if isinstance(style, Style) else Style.load(style)
+        if name is None:
+            name = (
+                loaded.prompt if isinstance(style, Style) else Path(style).stem
+            ) or f"style{len(self.styles.loaded)}"
+        self.styles.add(name, loaded, self.vae)
+        return name
+
+    def set_styles(self, names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
+        """Puts loaded styles to use, mixed by `weights` (1 each if left out)."""
+        self.styles.use(names, weights)
+
+    def list_styles(self) -> dict[str, float]:
+        """Loaded styles with their weights; 0 is loaded but not in use."""
+        return {name: self.styles.active.get(name, 0.0) for name in self.styles.loaded}
+
+    def unload_styles(self, names: str | Sequence[str] | None = None) -> None:
+        """Forgets these styles, or all of them."""
+        self.styles.remove(names)
+
+    # What __call__ is made of
+
+    def _condition(self, prompt, prompt_embeds, style_image) -> Tensor | None:
+        if prompt is not None:
+            prompt_embeds = self.encode_prompt(prompt)
+        elif prompt_embeds is not None:
+            prompt_embeds = prompt_embeds.to(self._execution_device)
+            prompt_embeds = prompt_embeds[None] if prompt_embeds.ndim == 1 else prompt_embeds
+        if style_image is None:
+            return prompt_embeds
+        rgbs = [content.rgb.to(self._execution_device) for content in read_images(style_image)]
+        seen = torch.cat([self.encoder.embed_images(rgb) for rgb in rgbs])  # (S, E)
+        if prompt_embeds is None:
+            return seen
+        if len(seen) not in (1, len(prompt_embeds)) and len(prompt_embeds) != 1:
+            raise ValueError(
+                f"got {len(prompt_embeds)} prompts and {len(seen)} style images, wanted as many or one."
+            )
+        rows = max(len(seen), len(prompt_embeds))
+        both = [e.expand(rows, -1) for e in (prompt_embeds, seen)]
+        return mix_directions(*both, weights=[0.5, 0.5])
+
+    def _contents_of_latents(self, latents: Tensor) -> list[Content]:
+        """Stand-ins that carry the size: nothing of a picture is used when there is none."""
+        size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
+        return [Content(torch.zeros(1, 3, *size)) for _ in range(len(latents))]
+
+    def _require_finite(self, tensor: Tensor, stage: str) -> None:
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"{stage} gave NaN or infinite values in {tensor.dtype}: load the pipeline with dtype=torch.float32 (some "
+                "autoencoders overflow in half precision), or check the weights of the style."
+            )
+
+
+def _as_mixtures(prompt: Prompt | list[Prompt]) -> list[list[tuple[str, float]]]:
+    """Every form of `prompt` -> one list of (text, weight) for each row."""
+    if isinstance(prompt, str):
+        return [[(prompt, 1.0)]]
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise ValueError(
+            f"prompt is {prompt!r:.80}, wanted a string, a list of strings or [(prompt, weight), ...]."
+        )
+    if all(_is_weighted(item) for item in prompt):
+        return [[(text, float(weight)) for text, weight in prompt]]
+    mixtures = []
+    for item in prompt:
+        if isinstance(item, str):
+            mixtures.append([(item, 1.0)])
+        elif isinstance(item, (list, tuple)) and item and all(_is_weighted(pair) for pair in item):
+            mixtures.append([(text, float(weight)) for text, weight in item])
+        else:
+            raise ValueError(
+                f"prompt has {item!r:.80}, wanted a string or a list of (prompt, weight) in its place."
+            )
+    return mixtures
+
+
+def _is_weighted(item) -> bool:
+    return (
+        isinstance(item, (list, tuple))
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and isinstance(item[1], (int, float))
+    )
+
+
+def _describe(mixture: WeightedPrompts) -> str:
+    if len(mixture) == 1:
+        return mixture[0][0]
+    return " + ".join(f"{weight:g} {text}" for text, weight in mixture)
+
+
+def _match(
+    contents: list[Content], embeds: Tensor | None, latents: Tensor | None, copies: int
+) -> tuple[list[Content], Tensor | None, Tensor | None]:
+    """One picture, one embedding and one latent for every result: single ones serve all, then each `copies` times."""
+    if latents is not None and len(latents) != len(contents):
+        raise ValueError(f"got {len(latents)} latents for {len(contents)} pictures, wanted one for each.")
+    if embeds is not None and len(embeds) != len(contents):
+        if len(embeds) == 1:
+            embeds = embeds.expand(len(contents), -1)
+        elif len(contents) == 1:
+            contents = contents * len(embeds)
+            latents = None if latents is None else latents.expand(len(embeds), -1, -1, -1)
+        else:
+            raise ValueError(
+                f"got {len(embeds)} prompts for {len(contents)} pictures, wanted as many, or one of either."
+            )
+    contents = [content for content in contents for _ in range(copies)]
+    repeat = [None if t is None else t.repeat_interleave(copies, dim=0) for t in (embeds, latents)]
+    return contents, *repeat
+
+
+def _group_by_size(contents: list[Content]) -> dict[tuple[int, int], list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, content in enumerate(contents):
+        groups.setdefault(content.size, []).append(index)
+    return groups

@@ -1,0 +1,89 @@
+"""The autoencoder's decoder with a style in its weights, as a change that can be scaled, summed and stored.
+
+Responsible for: which decoder weights a style may change, full or low-rank changes, decoding with
+`weights + strength * change`. The autoencoder that it is made from is looked at and never touched. Knows nothing of
+fitting or files.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .module_view import module_view
+
+# One entry per changed weight: a full change, or the two factors of a low-rank one.
+WeightChange = Tensor | tuple[Tensor, Tensor]
+
+
+def apply_change(weight: Tensor, change: WeightChange, strength: float) -> Tensor:
+    if isinstance(change, tuple):
+        up, down = change  # (out, rank), (rank, in * kernel)
+        change = up @ down
+    return weight + strength * change.to(weight).view_as(weight)
+
+
+class StyleDecoder(nn.Module):
+    """`forward(latents, strength)`: latents as the autoencoder's `decode` takes them -> pictures in [-1, 1].
+
+    `changes` maps names of `vae` parameters to a `WeightChange`. `strength=0` decodes as the autoencoder itself does.
+    """
+
+    def __init__(
+        self, vae: nn.Module, changes: Mapping[str, WeightChange] | None = None, *, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.vae = module_view(vae, device, dtype, without=("encoder", "quant_conv"))
+        self.changes = dict(changes or {})
+
+    def forward(self, latents: Tensor, strength: float = 1.0) -> Tensor:
+        decoder = _Decode(self.vae)
+        if strength == 0 or not self.changes:
+            return decoder(latents)
+        weights = dict(self.vae.named_parameters())
+        changed = {f"vae.{k}": apply_change(weights[k], c, strength) for k, c in self.changes.items()}
+        return functional_call(decoder, changed, (latents,))
+
+    def full_changes(self) -> dict[str, Tensor]:
+        """A zero change for every weight of the decoder, to be trained."""
+        return {name: torch.zeros_like(p) for name, p in self.vae.named_parameters()}
+
+    def low_rank_changes(self, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Low-rank changes, zero at the start, of the weights that set the look of the whole picture: the layers at
+        latent resolution, or every layer of a decoder that has no middle block (TAESD)."""
+        weights = {k: p for k, p in self.vae.named_parameters() if p.ndim >= 2}
+        inner = {k: p for k, p in weights.items() if "conv_in." in k or "mid_block." in k}
+        generator, factors = torch.Generator().manual_seed(seed), {}
+        for name, weight in (inner or weights).items():
+            out, fan_in = weight.shape[0], weight[0].numel()
+            down = torch.randn(rank, fan_in, generator=generator).to(weight) / fan_in**0.5
+            factors[name] = (torch.zeros(out, rank).to(weight), down)
+        return factors
+
+
+class _Decode(nn.Module):
+    """`functional_call` runs `forward`; an autoencoder's `forward` would encode first."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).sample
+
+
+def blend_changes(
+    styles: Sequence[Mapping[str, WeightChange]], weights: Sequence[float]
+) -> dict[str, WeightChange]:
+    """Weighted sum of changes. A single style of weight 1 comes back as it is, low rank included."""
+    used = [(changes, w) for changes, w in zip(styles, weights, strict=True) if w != 0 and changes]
+    if len(used) == 1 and used[0][1] == 1:
+        return dict(used[0][0])
+    blended: dict[str, Tensor] = {}
+    for changes, w in used:
+        for name, change in changes.items():
+            full = change[0] @ change[1] if isinstance(change, tuple) else change
+            full = w * full.float().flatten(1) if full.ndim > 1 else w * full.float()
+            blended[name] = blended[name] + full if name in blended else full
+    return blended

@@ -1,0 +1,133 @@
+"""The styles that a pipeline has loaded, and the mix of them in use.
+
+Responsible for names and weights, for checking that a style fits the autoencoder, and for fusing with several styles
+at once. Each style keeps its own fusion: results are mixed, not weights, so styles of different fits and presets mix.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import StyleFusion
+from .style import Style, StyleFileError, fingerprint
+from .style_decoder import WeightChange
+
+logger = logging.getLogger(__name__)
+
+
+class StyleSet:
+    """`loaded`: name -> style. `active`: name -> weight of those in use, in order."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Style] = {}
+        self.active: dict[str, float] = {}
+        self._fusions: dict[str, StyleFusion] = {}
+
+    def add(self, name: str, style: Style, vae: nn.Module) -> None:
+        """Takes a style in and puts it to use alone, if it fits."""
+        if name in self.loaded:
+            raise ValueError(
+                f"a style named {name!r} is loaded already: unload it first or give another name."
+            )
+        _check_base(name, style, vae)
+        self._fusions[name] = _build_fusion(name, style)
+        self.loaded[name] = style
+        self.active = {name: 1.0}
+
+    def use(self, names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
+        names = [names] if isinstance(names, str) else list(names)
+        if weights is None:
+            weights = [1.0] * len(names)
+        weights = [weights] if isinstance(weights, (int, float)) else list(weights)
+        unknown = [name for name in names if name not in self.loaded]
+        if unknown:
+            raise ValueError(
+                f"no style named {unknown[0]!r} is loaded; loaded are {sorted(self.loaded) or 'none'}."
+            )
+        if len(weights) != len(names) or len(set(names)) != len(names):
+            raise ValueError(
+                f"got {len(names)} names and {len(weights)} weights, wanted one weight for each name, once."
+            )
+        if not any(weights):
+            raise ValueError("all weights are 0: give one a weight, or unload_styles to use none.")
+        self.active = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
+
+    def remove(self, names: str | Sequence[str] | None = None) -> None:
+        names = list(self.loaded) if names is None else [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name not in self.loaded:
+                raise ValueError(
+                    f"no style named {name!r} is loaded; loaded are {sorted(self.loaded) or 'none'}."
+                )
+            del self.loaded[name], self._fusions[name]
+            self.active.pop(name, None)
+
+    def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None) -> Tensor:
+        """`z + sum_i w_i (M_i - z)` over the styles in use; one style of weight 1 gives its M exactly."""
+        mixed: Tensor | None = None
+        for name, weight in self.active.items():
+            fusion = self._fusions[name]
+            if (fusion.device, fusion.dtype) != (latents.device, latents.dtype):
+                fusion.to(latents.device, latents.dtype)
+            embeds = (
+                self.loaded[name].prompt_embeds.expand(len(latents), -1)
+                if prompt_embeds is None
+                else prompt_embeds
+            )
+            fused = fusion(latents, embeds.to(latents.device))
+            if len(self.active) == 1 and weight == 1:
+                return fused
+            shift = weight * (fused - latents)
+            mixed = shift if mixed is None else mixed + shift
+        return latents + mixed
+
+    def decoder_changes(self) -> tuple[list[dict[str, WeightChange]], list[float]]:
+        """What `blend_changes` takes."""
+        return [self.loaded[name].decoder for name in self.active], list(self.active.values())
+
+
+def _check_base(name: str, style: Style, vae: nn.Module) -> None:
+    fitted_on = style.info.get("base", {}).get("vae", {})
+    source = fitted_on.get("name") or fitted_on.get("class") or "another autoencoder"
+    channels = style.fusion_config.get("latent_channels")
+    if channels != vae.config.latent_channels:
+        raise StyleFileError(
+            f"style {name!r} was fitted on {source} with {channels} latent channels, this pipeline's autoencoder has "
+            f"{vae.config.latent_channels}: load it into a pipeline with that autoencoder."
+        )
+    weights = dict(vae.named_parameters())
+    for key, change in style.decoder.items():
+        if isinstance(change, tuple):
+            fits = key in weights and (len(change[0]), change[1].shape[1]) == (
+                weights[key].shape[0],
+                weights[key][0].numel(),
+            )
+        else:
+            fits = key in weights and change.shape == weights[key].shape
+        if not fits:
+            raise StyleFileError(
+                f"style {name!r} changes decoder weights ({key}) that this pipeline's {type(vae).__name__} does not "
+                f"have: it was fitted on {source}."
+            )
+    expected, found = fitted_on.get("fingerprint"), fingerprint(vae)
+    if expected not in (None, "unknown", found) and found != "unknown":
+        logger.warning(
+            "Style %r was fitted on other weights of the autoencoder (%s); the result may differ from its thumbnail.",
+            name, source,
+        )  # fmt: skip
+
+
+def _build_fusion(name: str, style: Style) -> StyleFusion:
+    try:
+        # Another library's style may be anything: only arguments that the class declares are passed on.
+        with torch.random.fork_rng(devices=[]):
+            fusion = StyleFusion(**style.fusion_config)
+        fusion.load_state_dict(style.fusion)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StyleFileError(
+            f"style {name!r} holds a fusion that this StyleMamba cannot build: {reason}"
+        ) from error
+    return fusion.requires_grad_(False).eval()

@@ -1,0 +1,128 @@
+"""Tiny real components: every class is the one a user loads, only smaller and with random weights."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    SiglipTextConfig,
+    SiglipTextModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from stylemamba import StyleFusion, StyleMambaPipeline, VGGFeatures
+
+WORDS = [
+    "a plain photo", "stained glass", "ukiyo-e woodblock print", "an ink drawing on paper", "neon city at night",
+    "very long", "oil painting in the style of monet", "mosaic of small stones",
+]  # fmt: skip
+WIDTH = 32  # of both towers
+
+
+def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
+        model_input_names=["input_ids"],
+    )
+
+
+def tiny_text_encoder() -> SiglipTextModel:
+    return SiglipTextModel(
+        SiglipTextConfig(
+            vocab_size=200, hidden_size=WIDTH, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=16, projection_size=WIDTH, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        )
+    ).eval()  # fmt: skip
+
+
+def tiny_image_encoder() -> SiglipVisionModel:
+    return SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=WIDTH, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+        )
+    ).eval()  # fmt: skip
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        in_channels=3,
+        out_channels=3,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+    ).eval()
+
+
+def tiny_taesd() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+    ).eval()
+
+
+def awake(fusion: StyleFusion) -> StyleFusion:
+    """A fusion that does something: the identity it starts as would hide mistakes."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            if parameter.ndim > 1 or not parameter.any():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return fusion.eval()
+
+
+def tiny_components(vae=tiny_vae, **overrides) -> dict:
+    """Arguments of `StyleMambaPipeline`, the same on every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        components = {
+            "vae": vae(),
+            "text_encoder": tiny_text_encoder(),
+            "tokenizer": tiny_tokenizer(),
+            "fusion": awake(StyleFusion.from_preset("tiny", cond_dim=WIDTH)),
+            "image_encoder": tiny_image_encoder(),
+            "style_decoder": None,
+            "perceptual": VGGFeatures(channels=(4, 4, 8, 8, 8)).eval(),
+        }
+    return {**components, **overrides}
+
+
+@pytest.fixture
+def components():
+    """`components()` gives fresh tiny components; keyword arguments replace some."""
+    return tiny_components
+
+
+@pytest.fixture
+def pipe(components) -> StyleMambaPipeline:
+    pipe = StyleMambaPipeline(**components())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def taesd():
+    return tiny_taesd
+
+
+@pytest.fixture
+def photo() -> torch.Tensor:
+    """A picture with edges and colours, (1, 3, 48, 40) in [0, 1]."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing="ij")
+    disc = ((x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.1).float()
+    return torch.stack([x, y, disc])[None] * 0.9 + 0.05

@@ -1,0 +1,224 @@
+"""The mixer against Mamba written out step by step, path by path, and what its parameters must and must not do."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stylemamba.pipeline.mamba import MambaMixer
+from stylemamba.pipeline.scan_orders import scan_orders
+from stylemamba.pipeline.selective_scan import selective_scan_ref
+
+KINDS = {"raster": 1, "bidirectional": 2, "cross": 4, "zigzag": 4}
+each_kind = pytest.mark.parametrize("scan_order", KINDS)
+each_conv = pytest.mark.parametrize("conv", ["causal", "spatial"])
+
+
+def mixer(d_model=8, seed=0, **options):
+    torch.manual_seed(seed)
+    return MambaMixer(d_model, d_state=4, **options)
+
+
+def written_out(m, x, height, width):
+    """The mixer one path, and in the causal convolution one token, at a time."""
+    orders, inverses = scan_orders(m.scan_order, height, width)
+    x, z = (x @ m.in_proj.weight.T).chunk(2, -1)  # (B, L, D)
+    total = 0
+    for k in range(len(orders)):
+        if m.conv.weight.dim() == 3:
+            path = x[:, orders[k]]
+            kernel = m.conv.weight[:, 0].T  # (d_conv, D), oldest token first
+            taps = len(kernel)
+            padded = torch.cat([torch.zeros_like(path[:, :1]).repeat(1, taps - 1, 1), path], 1)
+            u = torch.stack(
+                [(padded[:, t : t + taps] * kernel).sum(1) + m.conv.bias for t in range(height * width)], 1
+            )
+        else:
+            image = x.transpose(1, 2).reshape(len(x), -1, height, width)
+            image = F.conv2d(image, m.conv.weight, m.conv.bias, padding=1, groups=m.d_inner)
+            u = image.flatten(2).transpose(1, 2)[:, orders[k]]
+        u = u * torch.sigmoid(u)  # (B, L, D)
+        dt, B, C = (u @ m.x_proj[k].T).split([m.dt_rank, m.d_state, m.d_state], -1)
+        delta = torch.log1p(torch.exp(dt @ m.dt_proj[k].T + m.dt_bias[k]))
+        y = selective_scan_ref(u.mT, delta.mT, -m.A_log[k].exp(), B.mT, C.mT, m.D[k])  # (B, D, L)
+        total = total + y.mT[:, inverses[k]]
+    return (total * z * torch.sigmoid(z)) @ m.out_proj.weight.T
+
+
+@each_kind
+@each_conv
+def test_equals_mamba_written_out(scan_order, conv):
+    m = mixer(scan_order=scan_order, conv=conv).double()
+    x = torch.randn(2, 15, 8, dtype=torch.float64)
+    torch.testing.assert_close(m(x, 3, 5), written_out(m, x, 3, 5))
+
+
+def test_parameters_of_plain_mamba():
+    shapes = {name: tuple(p.shape) for name, p in MambaMixer(256).named_parameters()}
+    assert shapes == {
+        "in_proj.weight": (1024, 256),
+        "conv.weight": (512, 1, 4),
+        "conv.bias": (512,),
+        "x_proj": (1, 48, 512),
+        "dt_proj": (1, 512, 16),
+        "dt_bias": (1, 512),
+        "A_log": (1, 512, 16),
+        "D": (1, 512),
+        "out_proj.weight": (256, 512),
+    }
+
+
+@each_kind
+def test_one_set_of_scan_parameters_per_path(scan_order):
+    m = mixer(scan_order=scan_order)
+    for name in ("x_proj", "dt_proj", "dt_bias", "A_log", "D"):
+        assert len(getattr(m, name)) == KINDS[scan_order]
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    m = MambaMixer(64, scan_order="cross")
+    assert m.dt_rank == 4
+    assert MambaMixer(65).dt_rank == 5
+    torch.testing.assert_close(m.A_log.exp(), torch.arange(1.0, 17).expand(4, 128, 16))
+    assert torch.equal(m.D, torch.ones(4, 128))
+    assert m.dt_proj.abs().max() <= 4**-0.5
+    assert m.dt_proj.std().item() == pytest.approx(4**-0.5 / math.sqrt(3), rel=0.1)
+    dt = F.softplus(m.dt_bias)
+    assert 1e-3 * 0.999 <= dt.min() < 1.2e-3
+    assert 0.08 < dt.max() <= 0.1001
+    assert dt.log().mean().item() == pytest.approx((math.log(1e-3) + math.log(1e-1)) / 2, abs=0.2)
+    assert not torch.equal(m.x_proj[0], m.x_proj[1])
+
+
+def test_initialisation_repeats_with_the_seed():
+    first, second = mixer(seed=3).state_dict(), mixer(seed=3).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@each_kind
+@each_conv
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1), (4, 3)])
+def test_any_grid(scan_order, conv, height, width):
+    y = mixer(scan_order=scan_order, conv=conv)(torch.randn(2, height * width, 8), height, width)
+    assert y.shape == (2, height * width, 8)
+    assert y.isfinite().all()
+
+
+def test_raster_is_causal_and_bidirectional_is_not():
+    x = torch.randn(1, 12, 8)
+    changed = x.clone()
+    changed[:, 7] += 1
+    plain, both = mixer(), mixer(scan_order="bidirectional")
+    assert torch.equal(plain(x, 3, 4)[:, :7], plain(changed, 3, 4)[:, :7])
+    assert not torch.isclose(both(x, 3, 4)[:, 0], both(changed, 3, 4)[:, 0]).all()
+
+
+@each_conv
+def test_identity_paths_are_merged_in_place(conv):
+    """With nothing read from the state and D = 1 the four paths each return the convolved input, in raster order."""
+    one, four = mixer(conv=conv), mixer(conv="spatial", scan_order="zigzag")
+    one, four = mixer(conv="spatial"), four
+    four.load_state_dict({**four.state_dict(), **{k: v for k, v in one.state_dict().items() if "." in k}})
+    with torch.no_grad():
+        for m in (one, four):
+            m.x_proj[:, m.dt_rank + m.d_state :] = 0
+    x = torch.randn(2, 12, 8)
+    torch.testing.assert_close(four(x, 3, 4), 4 * one(x, 3, 4))
+
+
+@each_kind
+@each_conv
+def test_every_parameter_learns(scan_order, conv):
+    m = mixer(scan_order=scan_order, conv=conv)
+    m(torch.randn(2, 12, 8), 3, 4).square().sum().backward()
+    for name, p in m.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        assert (p.grad != 0).any(), name
+
+
+def test_gradcheck():
+    m = mixer(d_model=4, scan_order="zigzag", conv="spatial").double()
+    x = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: m(x, 2, 3), [x])
+
+
+def test_batch_equals_its_samples():
+    m = mixer(scan_order="cross")
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(m(x, 3, 4), torch.cat([m(x[i : i + 1], 3, 4) for i in range(3)]))
+
+
+@each_conv
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(conv, dtype):
+    m = mixer(scan_order="zigzag", conv=conv)
+    x = torch.randn(2, 12, 8)
+    wanted = m(x, 3, 4)
+    m.to(dtype)
+    y = m(x.to(dtype), 3, 4)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), wanted, rtol=0.1, atol=0.02 * wanted.abs().max().item())
+    y.sum().backward()
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in m.parameters())
+
+
+def test_what_must_stay_in_float32_does():
+    m = mixer()
+    before = {name: getattr(m, name).detach().clone() for name in MambaMixer._keep_in_fp32}
+    m.half()
+    assert {name for name, p in m.named_parameters() if p.dtype == torch.float32} == {"A_log", "D", "dt_bias"}
+    assert all(torch.equal(getattr(m, name), value) for name, value in before.items())
+    assert {p.dtype for p in m.double().parameters()} == {torch.float64}
+    assert {p.device.type for p in m.half().to("meta").parameters()} == {"meta"}
+
+
+def test_autocast():
+    m = mixer(scan_order="cross")
+    x = torch.randn(2, 12, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = m(x, 3, 4)
+    wanted = m(x, 3, 4)
+    torch.testing.assert_close(y.float(), wanted, rtol=0.1, atol=0.03 * wanted.abs().max().item())
+
+
+def test_training_after_inference_mode():
+    m = mixer(scan_order="zigzag")
+    x = torch.randn(1, 35, 8)
+    with torch.inference_mode():
+        m(x, 5, 7)
+    m(x, 5, 7).sum().backward()
+
+
+def test_sequential_offload():
+    accelerate = pytest.importorskip("accelerate")
+    m = mixer(scan_order="zigzag", conv="spatial")
+    x = torch.randn(2, 12, 8)
+    wanted = m(x, 3, 4)
+    accelerate.cpu_offload(m, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert m.A_log.device.type == "meta"
+    torch.testing.assert_close(m(x, 3, 4), wanted)
+    assert m.A_log.device.type == "meta"
+
+
+def test_state_dict_round_trip():
+    first, second = mixer(seed=0, scan_order="cross"), mixer(seed=1, scan_order="cross")
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(1, 12, 8)
+    assert torch.equal(first(x, 3, 4), second(x, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (1, 11, 8), (1, 12, 9)])
+def test_input_that_does_not_fit(shape):
+    with pytest.raises(
+        ValueError, match=r"wanted \(B, height \* width, d_model\) = \(B, 12, 8\); pass the size of"
+    ):
+        mixer()(torch.randn(shape), 3, 4)
+
+
+def test_unknown_conv_and_order():
+    with pytest.raises(ValueError, match="conv is 'same', wanted 'causal' or 'spatial'"):
+        mixer(conv="same")
+    with pytest.raises(ValueError, match="scan order 'spiral' is unknown"):
+        mixer(scan_order="spiral")

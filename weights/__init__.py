@@ -1,0 +1,22 @@
+"""Models that come with the package: their names, and the folders they lie in. Needs nothing but the standard library."""
+
+import json
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def registry() -> dict[str, dict]:
+    """Name -> what `registry.json` says of it: where it is, its licence, how it was made."""
+    return json.loads((_HERE / "registry.json").read_text(encoding="utf-8"))
+
+
+def bundled_names() -> list[str]:
+    """Names that `from_pretrained` takes without a network."""
+    return [name for name, entry in registry()["models"].items() if "folder" in entry]
+
+
+def bundled_folder(name: str) -> Path | None:
+    """The folder of a bundled model, or None if no model of that name is bundled."""
+    entry = registry()["models"].get(name, {})
+    return _HERE / entry["folder"] if "folder" in entry else None
