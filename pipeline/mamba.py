@@ -114,7 +114,7 @@ class MambaMixer(nn.Module):
         y = selective_scan(
             u.flatten(1, 2),
             delta.flatten(1, 2),
-            -torch.exp(self.A_log.float()).flatten(0, 1),
+            -torch.exp(self.A_log).flatten(0, 1),
             B,
             C,
             self.D.flatten(),

@@ -49,7 +49,7 @@ def random_inputs(
         randn(batch, groups, states, length),
         randn(*own, channels),
         randn(batch, channels, length),
-        rand(channels) - 0.5,
+        rand(channels) / 10,
     )
     return tuple(x.to(dtype) for x in inputs)
 
@@ -180,7 +180,7 @@ def test_float32_agrees_with_float64_over_two_chunks_and_a_half():
                 present = {name: x for name, x in zip(NAMES, inputs, strict=True) if x is not None}
 
                 def run(backend, dtype, present=present):
-                    tensors = {k: x.to(dtype).requires_grad_() for k, x in present.items()}
+                    tensors = {k: x.to(dtype, copy=True).requires_grad_() for k, x in present.items()}
                     y, last = selective_scan(
                         **tensors, delta_softplus=True, return_last_state=True, backend=backend
                     )
@@ -300,10 +300,11 @@ def peak_of_memory(function):
 @pytest.mark.parametrize("training", [False, True])
 def test_memory_is_bounded_by_the_chunk(training):
     def working_memory(length):
-        inputs = [x.requires_grad_(training) for x in random_inputs(1, 16, length, 16, groups=1)]
+        inputs = [x.requires_grad_() for x in random_inputs(1, 16, length, 16, groups=1)]
 
         def run():
-            y = selective_scan(*inputs, delta_softplus=True, backend="torch")
+            with torch.set_grad_enabled(training):
+                y = selective_scan(*inputs, delta_softplus=True, backend="torch")
             return torch.autograd.grad(y, inputs, y.detach()) if training else y
 
         run()
@@ -314,7 +315,8 @@ def test_memory_is_bounded_by_the_chunk(training):
 
     chunk = 65 * 16 * 16 * 4
     assert working_memory(1024) < 6 * chunk
-    assert working_memory(2048) < 1.2 * working_memory(1024)
+    # Training keeps one state per chunk, inference nothing.
+    assert working_memory(2048) < (1.2 if training else 1.01) * working_memory(1024)
 
 
 # Dtypes and modes

@@ -1,0 +1,42 @@
+"""Training pictures in memory: decoded once, kept as bytes, handed out as random crops."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class Pictures:
+    """Pictures of some folders, the short side reduced to `side`. `crops` draws from them, flipped half of the time."""
+
+    def __init__(self, files: list[Path], side: int, limit: int | None = None, seed: int = 0) -> None:
+        chosen = random.Random(seed).sample(files, min(limit or len(files), len(files)))
+        self.files = sorted(chosen)
+        self.images = [read(file, side) for file in self.files]
+
+    def crops(self, count: int, size: int, rng: random.Random) -> Tensor:
+        """-> (count, 3, size, size) in [0, 1]."""
+        batch = []
+        for _ in range(count):
+            image = rng.choice(self.images)
+            top = rng.randint(0, image.shape[-2] - size)
+            left = rng.randint(0, image.shape[-1] - size)
+            crop = image[:, top : top + size, left : left + size]
+            batch.append(crop.flip(-1) if rng.random() < 0.5 else crop)
+        return torch.stack(batch).float() / 255
+
+
+def read(file: Path, side: int) -> Tensor:
+    """-> (3, H, W) uint8, the short side `side` px."""
+    image = Image.open(file).convert("RGB")
+    scale = side / min(image.size)
+    size = [max(side, round(s * scale)) for s in image.size]
+    return torch.from_numpy(np.array(image.resize(size, Image.LANCZOS))).permute(2, 0, 1).contiguous()
+
+
+def picture_files(*folders: Path) -> list[Path]:
+    kinds = {".webp", ".jpg", ".jpeg", ".png"}
+    return sorted(f for folder in folders for f in folder.rglob("*") if f.suffix.lower() in kinds)

@@ -1,0 +1,97 @@
+"""Trains the small autoencoder of the starter model: factor 4, 8 latent channels, 32 channels everywhere.
+
+    python training/train_autoencoder.py DATA OUT --minutes 40
+
+DATA holds pictures (any folders of photographs and art); OUT is the diffusers folder that is written, every two
+minutes and at the end. Runs again from OUT/state.pt if it is there.
+"""
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from pictures import Pictures, picture_files
+from torch import Tensor
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(1, 2, 2),
+        num_decoder_blocks=(3, 2, 1),
+    )
+
+
+def picture_distance(a: Tensor, b: Tensor) -> Tensor:
+    """L1 of the pixels, of their differences to the next pixel (edges), and of 8 x 8 means (colour)."""
+    edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for d in (-1, -2))
+    return (a - b).abs().mean() + 0.5 * edges + (F.avg_pool2d(a, 8) - F.avg_pool2d(b, 8)).abs().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=40, help="of training, all runs together")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=288, limit=1500)
+    evaluation = Pictures(picture_files(args.data / "eval"), side=256)
+    held_out = evaluation.crops(16, 192, random.Random(1)) * 2 - 1
+    vae = new_autoencoder()
+    optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
+    state_file, step, spent = args.out / "state.pt", 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+
+    begin, saved = time.monotonic() - spent, spent
+    while (spent := time.monotonic() - begin) < 60 * args.minutes:
+        for group in optimizer.param_groups:  # cosine over the time budget
+            group["lr"] = args.lr * max(0.01, 0.5 + 0.5 * math.cos(math.pi * spent / (60 * args.minutes)))
+        # Every step has its own random numbers, so a resumed run goes on where it was.
+        images = pictures.crops(args.batch, args.crop, random.Random(f"{args.seed} {step}")) * 2 - 1
+        latents = vae.encode(images).latents
+        # Small noise keeps the decoder smooth around the latents that styles move to.
+        result = vae.decode(latents + 0.02 * torch.randn_like(latents)).sample
+        loss = picture_distance(result, images) + 1e-3 * latents.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if spent - saved > 120:
+            saved = spent
+            with torch.no_grad():
+                error = F.mse_loss(vae(held_out).sample.clamp(-1, 1), held_out).item() / 4
+            print(
+                f"{step} steps, {spent / 60:.1f} min, loss {loss.item():.4f}, PSNR {-10 * math.log10(error):.2f} dB"
+            )
+            vae.save_pretrained(args.out)
+            state = {
+                "vae": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "spent": spent,
+            }
+            torch.save(state, state_file)
+    vae.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()
