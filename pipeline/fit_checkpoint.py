@@ -6,7 +6,6 @@ so when it is given to another.
 """
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +31,13 @@ def save_checkpoint(fit: "PromptFit", path: str | os.PathLike) -> None:
     for index, content in enumerate(fit.contents):
         for epoch, features in content.snapshots.items():
             tensors[f"snapshot.{index}.{epoch}"] = features
-    progress = {"done": fit.done, "gate_fired": fit.gate_fired, "history": fit.history}
-    progress["best_loss"] = fit.best_loss if math.isfinite(fit.best_loss) else None
-    metadata = {"format": FORMAT, "fit": json.dumps(fit.identity()), "progress": json.dumps(progress)}
+    progress = {
+        "done": fit.done,
+        "gate_fired": fit.gate_fired,
+        "history": fit.history,
+        "best_loss": fit.best_loss,
+    }
+    metadata = {"format": FORMAT, "fit": json.dumps(fit.identity), "progress": json.dumps(progress)}
     with atomic_write(path) as part:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata=metadata)
 
@@ -45,36 +48,47 @@ def load_checkpoint(fit: "PromptFit", path: str | os.PathLike) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # copies, since the file is about to be replaced
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no readable fit checkpoint: {error}. Delete it to start again."
         ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no fit checkpoint: give the file that fit_style wrote as checkpoint=.")
-    identity = json.loads(metadata["fit"])
-    for key, value in fit.identity().items():
-        if identity.get(key) != value:
-            raise ValueError(
-                f"{path} belongs to another fit: its {key} is {identity.get(key)!r}, this fit's is {value!r}. Fit with "
-                "the same pictures, prompt, config and seed, or give another checkpoint path."
-            )
+    try:
+        found, progress, wanted = json.loads(metadata["fit"]), json.loads(metadata["progress"]), fit.identity
+        differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+        if not differing:
+            _restore(fit, tensors, progress)
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is a damaged fit checkpoint ({error!r:.200}). Delete it to start again."
+        ) from error
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} belongs to another fit: its {key} is {found.get(key)!r}, this fit's is {wanted.get(key)!r}. Fit with "
+            "the same pictures, prompt, config, seed and models, or give another checkpoint path."
+        )
 
-    def stored(prefix: str) -> dict[str, torch.Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+def _restore(fit: "PromptFit", tensors: dict[str, torch.Tensor], progress: dict) -> None:
     with torch.no_grad():
-        for name, value in stored("parameter.").items():
-            fit.parameters[name].copy_(value)
+        for name, value in fit.parameters.items():
+            value.copy_(tensors[f"parameter.{name}"])
+            fit.best[name].copy_(tensors[f"best.{name}"])
     for name, value in fit.parameters.items():
-        state = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        if state["step"] is not None:
-            # Adam keeps its step count on the CPU
-            fit.optimizer.state[value] = {k: v if k == "step" else v.to(fit.device) for k, v in state.items()}
-    fit.best = {name: value.to(fit.device) for name, value in stored("best.").items()}
-    for key, features in stored("snapshot.").items():
-        index, epoch = (int(part) for part in key.split("."))
-        fit.contents[index].snapshots[epoch] = features.to(fit.device)
-    progress = json.loads(metadata["progress"])
+        if f"adam.step.{name}" in tensors:  # a parameter without gradient has no state
+            fit.optimizer.state[value] = {
+                # Adam keeps its step count on the CPU
+                key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else fit.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    for name, value in tensors.items():
+        kind, _, place = name.partition(".")
+        if kind == "snapshot":
+            index, epoch = (int(part) for part in place.split("."))
+            fit.contents[index].snapshots[epoch] = value.to(fit.device)
     fit.done, fit.gate_fired, fit.history = progress["done"], progress["gate_fired"], progress["history"]
-    fit.best_loss = math.inf if progress["best_loss"] is None else progress["best_loss"]
+    fit.best_loss = progress["best_loss"]

@@ -1,6 +1,7 @@
 """The settings of a prompt-fit, with the schedules of the paper. Every schedule is written in epochs, counted from 0."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 _PRESETS = {
@@ -12,6 +13,14 @@ _PRESETS = {
     "fast": {"steps_per_epoch": 1, "masked_variant": "directional", "patch_crops": 0, "tv_weight": 0.0, "image_size": 256},
 }  # fmt: skip
 _TRAIN = ("fusion+decoder", "fusion", "decoder_lora")
+_WHOLE = {  # and the least they may be
+    "epochs": 1, "steps_per_epoch": 1, "halve_at": 0, "content_switch": 0, "second_order_every": 1, "mask_patch": 1,
+    "patch_crops": 0, "patch_size": 1, "lora_rank": 1, "image_size": 16,
+}  # fmt: skip
+_REAL = (
+    "lr", "style_weight", "theta", "alpha", "beta", "mask_ratio", "delta", "patch_weight", "patch_threshold",
+    "range_weight", "tv_weight", "gradient_clip",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,16 +84,22 @@ class PromptFitConfig:
         _one_of("masked_variant", self.masked_variant, ("directional", "same_mask", "ratio"))
         _one_of("second_order_variant", self.second_order_variant, ("aligned", "ratio", "elementwise"))
         _one_of("content_variant", self.content_variant, ("clipstyler", "normalised"))
-        for name in (
-            "epochs",
-            "steps_per_epoch",
-            "second_order_every",
-            "mask_patch",
-            "image_size",
-            "lora_rank",
+        for name, least in _WHOLE.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, wanted a whole number from {least} on.")
+        for name in _REAL:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}, wanted a number from 0 on.")
+        if self.mask_ratio > 1:
+            raise ValueError(f"mask_ratio is {self.mask_ratio}, wanted a share from 0 to 1.")
+        if len(self.content_weights) != 2 or not all(
+            0 <= weight < math.inf for weight in self.content_weights
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1.")
+            raise ValueError(
+                f"content_weights are {self.content_weights}, wanted two numbers from 0 on: before and after the switch."
+            )
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ValueError(
                 f"templates are {self.templates}, wanted sentences with a {{}} where the prompt goes."
@@ -110,7 +125,9 @@ class PromptFitConfig:
         return epoch - self.second_order_every
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """As JSON gives it back: lists in place of tuples."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

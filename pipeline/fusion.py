@@ -158,6 +158,15 @@ class StyleFusion(ModelMixin, ConfigMixin):
         conv: str = "causal",
     ) -> None:
         super().__init__()
+        sizes = {
+            "latent_channels": latent_channels, "cond_dim": cond_dim, "unshuffle": unshuffle, "depth": depth,
+            "d_model": 1 if d_model is None else d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:  # True is an int to isinstance
+                raise ValueError(f"{name} is {size!r:.40}, wanted a whole number from 1 on.")
+        if not isinstance(mlp_ratio, (int, float)) or not mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio is {mlp_ratio!r:.40}, wanted a number above 0.")
         token_dim = latent_channels * unshuffle**2
         self.proj_in = self.proj_out = None
         if d_model is not None and d_model != token_dim:

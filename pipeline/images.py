@@ -98,51 +98,66 @@ def collect(results: list[Content], output_type: str) -> list[Image.Image] | np.
 def _from_pil(image: Image.Image) -> Content:
     if min(image.size) == 0:
         _require_size(torch.empty(1, 3, image.height, image.width))
-    if image.mode.startswith("I") or image.mode == "F":  # PIL's own convert("RGB") would clip 16 bits to 255
-        grey = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]  # (1, 1, H, W)
-        return _content(grey / (255 if image.mode == "F" else 65535))
+    grey = _deep_grey(image)
+    if grey is not None:
+        return _content(grey)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     pixels = np.array(image.convert("RGBA" if has_alpha else "RGB"))
     return _content(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
 
 
+def _deep_grey(image: Image.Image) -> Tensor | None:
+    """(1, 1, H, W) of a grey picture of more than 8 bits: PIL's own conversions would clip it to 255."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    grey = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
+    return grey / (255 if image.mode == "F" else 65535)
+
+
 def _from_numpy(image: np.ndarray) -> list[Content]:
+    shape = image.shape
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim == 3:
         image = image[None]
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"image is an array of shape {image.shape}, wanted (H, W), (H, W, C) or (B, H, W, C) with C = 1, 3 or 4."
+            f"image is an array of shape {shape}, wanted (H, W), (H, W, C) or (B, H, W, C) with C = 1, 3 or 4."
         )
-    # A copy: torch would warn about read-only arrays, and nothing of the caller's may be written to.
-    return _from_batch(torch.from_numpy(_unsigned(image)).permute(0, 3, 1, 2))
-
-
-def _unsigned(image: np.ndarray) -> np.ndarray:
-    """16 bit counts become floats here, since torch has few operations on uint16."""
-    return image.astype(np.float32) / 65535 if image.dtype == np.uint16 else image.copy()
+    return _from_batch(_own_tensor(image).permute(0, 3, 1, 2))
 
 
 def _from_torch(image: Tensor) -> list[Content]:
+    shape = tuple(image.shape)
     if image.ndim == 2:
         image = image[None]
     if image.ndim == 3:
         image = image[None]
     if image.ndim != 4 or image.shape[1] not in (1, 3, 4):
         raise ValueError(
-            f"image is a tensor of shape {tuple(image.shape)}, wanted (B, C, H, W) or (C, H, W) with C = 1, 3 or 4 in "
+            f"image is a tensor of shape {shape}, wanted (B, C, H, W) or (C, H, W) with C = 1, 3 or 4 in "
             "[0, 1]; move channels first with permute, and give encoded images as latents=."
         )
     return _from_batch(image)
 
 
 def _from_batch(batch: Tensor) -> list[Content]:
-    if batch.dtype == torch.uint8:
-        batch = batch / 255
-    elif batch.dtype == torch.bool or not batch.is_floating_point():
+    batch = _unit_range(batch)
+    if not batch.is_floating_point():
         raise ValueError(f"image has dtype {batch.dtype}, wanted uint8 in 0..255, uint16 or floats in 0..1.")
-    return [_content(image) for image in batch.float().split(1)]
+    return [_content(image) for image in batch.float().split(1)] if len(batch) else []
+
+
+def _own_tensor(array: np.ndarray) -> Tensor:
+    """A copy in the machine's byte order: torch takes no other, and would warn about read-only arrays."""
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _unit_range(values: Tensor) -> Tensor:
+    """Counts of 8 or 16 bits -> floats in [0, 1]; anything else comes back as it is."""
+    if values.dtype == torch.uint8:
+        return values / 255
+    return values.float() / 65535 if values.dtype == torch.uint16 else values
 
 
 def _content(channels: Tensor) -> Content:
@@ -156,23 +171,26 @@ def _content(channels: Tensor) -> Content:
 
 def _read_one_mask(mask: Picture) -> list[Tensor]:
     if isinstance(mask, Image.Image):
-        mask = np.array(mask.convert("L"))
-    if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(mask.copy())
-        mask = mask.permute(0, 3, 1, 2) if mask.ndim == 4 else mask
-        mask = mask.permute(2, 0, 1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
-    if not isinstance(mask, Tensor):
+        grey = _deep_grey(mask)
+        mask = np.array(mask.convert("L")) if grey is None else grey
+    if not isinstance(mask, (np.ndarray, Tensor)):
         raise TypeError(
             f"mask_image is a {type(mask).__name__}, wanted a PIL image, a numpy array or a torch tensor."
         )
-    mask = mask / 255 if mask.dtype == torch.uint8 else mask.float()
+    shape = tuple(mask.shape)
+    if isinstance(mask, np.ndarray):
+        channels_last = mask.ndim == 4 or (mask.ndim == 3 and mask.shape[-1] in (1, 3, 4))
+        mask = _own_tensor(mask)
+        mask = mask.movedim(-1, -3) if channels_last else mask
+        mask = mask[None] if channels_last and mask.ndim == 3 else mask
+    mask = _unit_range(mask).float()
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim == 3:
         mask = mask[:, None]  # (B, 1, H, W)
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.numel() == 0:
         raise ValueError(
-            f"mask_image has shape {tuple(mask.shape)}, wanted (H, W), (B, H, W) or (B, 1, H, W)."
+            f"mask_image has shape {shape}, wanted (H, W), (B, H, W) or (B, 1, H, W): one channel, no colours."
         )
     return list(mask.split(1))
 

@@ -4,6 +4,7 @@ Responsible for `from_pretrained`, `from_parts` and `from_pipe`. Knows nothing o
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -23,11 +24,16 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from ..weights import bundled_folder, bundled_names
 from .fusion import StyleFusion
+from .siglip_encoder import SiglipEncoder
 
-_TOWERS = {"siglip": (SiglipTextModel, SiglipVisionModel), "siglip2": (Siglip2TextModel, Siglip2VisionModel)}
+_TOWERS = {
+    "siglip": {"text": SiglipTextModel, "vision": SiglipVisionModel},
+    "siglip2": {"text": Siglip2TextModel, "vision": Siglip2VisionModel},
+}
 
 
 class PipelineLoading:
@@ -37,15 +43,22 @@ class PipelineLoading:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """A folder written by `save_pretrained`, the name of a bundled model, or a Hub id. Keyword arguments are
         those of diffusers: `dtype`, `variant`, `revision`, components to use instead, and so on."""
-        folder = bundled_folder(str(pretrained_model_name_or_path)) or pretrained_model_name_or_path
-        if os.path.isdir(folder):
-            _check_folder(Path(folder))
-            # diffusers asks for every component that is not optional; a pipeline saved without one has none to give.
-            index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
-            for name, value in index.items():
-                if isinstance(value, list) and value[0] is None:
-                    kwargs.setdefault(name, None)
-        return super().from_pretrained(folder, **kwargs)
+        source = os.fspath(pretrained_model_name_or_path)
+        folder = bundled_folder(source) or source
+        if not os.path.isdir(folder):
+            hub = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            folder = cls.download(
+                source, variant=kwargs.get("variant"), **{k: kwargs.pop(k) for k in hub if k in kwargs}
+            )
+        _check_folder(Path(folder))
+        # diffusers asks for every component that is not optional; a pipeline saved without one has none to give.
+        index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+        for name, value in index.items():
+            if isinstance(value, list) and value[0] is None:
+                kwargs.setdefault(name, None)
+        pipe = super().from_pretrained(folder, **kwargs)
+        pipe.register_to_config(_name_or_path=source)
+        return pipe
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
@@ -93,14 +106,13 @@ class PipelineLoading:
         logits: dict[str, float | None] = {}
         if isinstance(text_encoder, (str, os.PathLike)):
             source = os.fspath(text_encoder)
-            text_tower, image_tower = _towers(source)
-            text_encoder = _load_tower(text_tower, source, dtype)
+            text_encoder = _load_tower(source, "text", dtype)
             tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(source)
-            image_encoder = source if image_encoder is None else image_encoder
+            if image_encoder is None and "vision" in _towers(source):
+                image_encoder = source
             logits = _read_logits(source)
         if isinstance(image_encoder, (str, os.PathLike)):
-            source = os.fspath(image_encoder)
-            image_encoder = _load_tower(_towers(source)[1], source, dtype)
+            image_encoder = _load_tower(os.fspath(image_encoder), "vision", dtype)
         if fusion is None:
             fusion = _fresh_fusion(
                 vae, text_encoder if text_encoder is not None else image_encoder, preset, dtype
@@ -111,6 +123,11 @@ class PipelineLoading:
     def from_pipe(cls, pipeline, *, preset: str = "paper", **kwargs):
         """The autoencoder of a loaded Stable Diffusion pipeline, shared and not copied, with the parts in `kwargs`:
         `text_encoder`, `tokenizer`, `image_encoder`, `fusion`. From a StyleMamba pipeline, every part is shared."""
+        vae = kwargs.get("vae", getattr(pipeline, "vae", None))
+        if vae is None:
+            raise ValueError(
+                f"{type(pipeline).__name__} has no vae to share, wanted a pipeline of the SD family."
+            )
         if not isinstance(pipeline, cls):
             # SD's CLIP towers do not span one space with pictures, so they are left where they are.
             for name in ("text_encoder", "tokenizer", "image_encoder"):
@@ -119,10 +136,19 @@ class PipelineLoading:
                 tower = (
                     kwargs["text_encoder"] if kwargs["text_encoder"] is not None else kwargs["image_encoder"]
                 )
-                kwargs["fusion"] = _fresh_fusion(pipeline.vae, tower, preset, pipeline.dtype)
-        # diffusers would cast the shared components to float32
-        kwargs.setdefault("dtype", pipeline.dtype)
+                kwargs["fusion"] = _fresh_fusion(vae, tower, preset, vae.dtype)
+        # diffusers would cast all to float32, the shared autoencoder with it
+        kwargs.setdefault("dtype", vae.dtype)
         return super().from_pipe(pipeline, **kwargs)
+
+
+def load_encoder(source: str | os.PathLike) -> SiglipEncoder:
+    """A whole SigLIP checkpoint without a pipeline around it: towers, tokenizer, learnt scale and bias."""
+    source = os.fspath(source)
+    text_tower, image_tower = (_load_tower(source, side, None) for side in ("text", "vision"))
+    return SiglipEncoder(
+        text_tower, AutoTokenizer.from_pretrained(source), image_tower, **_read_logits(source)
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -142,40 +168,69 @@ def _load_vae(source: str | os.PathLike, dtype: torch.dtype | None) -> nn.Module
         except OSError as error:
             reason = error
             continue
-        autoencoder = getattr(diffusers, config.get("_class_name", "AutoencoderKL"))
+        kind = config.get("_class_name", "AutoencoderKL")
+        autoencoder = getattr(diffusers, kind, None)
+        if autoencoder is None or "Autoencoder" not in kind:
+            raise ValueError(
+                f"{source!r} is a {kind}, wanted an autoencoder of the SD family (AutoencoderKL)."
+            )
         return autoencoder.from_pretrained(source, subfolder=subfolder, **({"dtype": dtype} if dtype else {}))
     raise OSError(
         f"no autoencoder at {source!r}, neither there nor in its folder vae: {str(reason).splitlines()[0]}"
     )
 
 
-def _towers(source: str) -> tuple[type[nn.Module], type[nn.Module]]:
-    kind = (
-        AutoConfig.from_pretrained(source)
-        .model_type.removesuffix("_text_model")
-        .removesuffix("_vision_model")
-    )
-    if kind not in _TOWERS:
+def _towers(source: str) -> dict[str, type[nn.Module]]:
+    """The towers that a checkpoint holds: "text", "vision" or both."""
+    kind = AutoConfig.from_pretrained(source).model_type
+    family = kind.removesuffix("_text_model").removesuffix("_vision_model")
+    if family not in _TOWERS:
         raise ValueError(
             f"{source!r} is a {kind} checkpoint, wanted SigLIP or SigLIP 2 (google/siglip-base-patch16-224)."
         )
-    return _TOWERS[kind]
+    return {side: cls for side, cls in _TOWERS[family].items() if kind in (family, f"{family}_{side}_model")}
 
 
-def _load_tower(tower: type[nn.Module], source: str, dtype: torch.dtype | None) -> nn.Module:
-    return tower.from_pretrained(source, dtype=dtype or torch.float32).eval()
+def _load_tower(source: str, side: str, dtype: torch.dtype | None) -> nn.Module:
+    towers = _towers(source)
+    if side not in towers:
+        raise ValueError(
+            f"{source!r} holds no {side} tower, only {' and '.join(towers)}: give a whole SigLIP checkpoint."
+        )
+    # One tower of a whole checkpoint leaves the other's weights unused, and transformers would list every one of them.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        tower, report = towers[side].from_pretrained(
+            source, dtype=dtype or torch.float32, output_loading_info=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{source!r} lacks {len(report['missing_keys'])} weights of its {side} tower ({min(report['missing_keys'])}): "
+            "its files are incomplete or of another version of transformers."
+        )
+    return tower.eval()
 
 
 def _read_logits(source: str) -> dict[str, float | None]:
     """SigLIP's learnt scale (as the factor it is) and bias, which the single towers do not carry."""
-    path = cached_file(source, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    logits: dict[str, float | None] = {"logit_scale": None, "logit_bias": None}
-    if path is not None:
-        with safe_open(path, framework="pt") as file:
-            if {"logit_scale", "logit_bias"} <= set(file.keys()):
-                logits["logit_scale"] = file.get_tensor("logit_scale").float().exp().item()
-                logits["logit_bias"] = file.get_tensor("logit_bias").float().item()
-    return logits
+    scale, bias = _read_scalar(source, "logit_scale"), _read_scalar(source, "logit_bias")
+    return {"logit_scale": None if scale is None else math.exp(scale), "logit_bias": bias}
+
+
+def _read_scalar(source: str, name: str) -> float | None:
+    """One number of a checkpoint in one or several safetensors files, or None if it is not there."""
+    file_name = "model.safetensors"
+    index = cached_file(source, f"{file_name}.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        file_name = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get(name, file_name)
+    path = cached_file(source, file_name, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).float().item() if name in file.keys() else None  # noqa: SIM118 (not a dict)
 
 
 def _fresh_fusion(

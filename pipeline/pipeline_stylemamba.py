@@ -60,6 +60,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->fusion->vae"
     _optional_components = ["image_encoder", "style_decoder", "perceptual"]
+    # the attention of its pooling head reads weights outside of `forward`, where no hook puts them back
+    _exclude_from_cpu_offload = ["image_encoder"]
     _callback_tensor_inputs = ["latents"]
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -126,6 +128,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         strength,
         structure,
         stroke_scale,
+        preserve_color,
+        mask_image,
         num_images_per_prompt,
         generator,
         latents,
@@ -135,6 +139,16 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> None:
         if image is None and latents is None:
             raise ValueError("image is None, wanted a picture to stylize (or latents=).")
+        if image is None and (preserve_color or structure or mask_image is not None):
+            raise ValueError(
+                "image is None, but preserve_color, structure and mask_image take from the picture: give it beside latents."
+            )
+        if latents is not None and latents.ndim != 4:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, wanted (B, C, h, w).")
+        if latents is not None and stroke_scale != 1:
+            raise ValueError(
+                f"stroke_scale is {stroke_scale}, but latents are encoded already: leave it at 1, or give image alone."
+            )
         if prompt is None and prompt_embeds is None and style_image is None and not self.styles.active:
             raise ValueError(
                 "prompt is None and no style is loaded: give a prompt, a style_image, prompt_embeds, or load_style first."
@@ -253,11 +267,12 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """
         # 1. Check
         self.check_inputs(
-            image, prompt, style_image, strength, structure, stroke_scale, num_images_per_prompt, generator,
-            latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
+            image, prompt, style_image, strength, structure, stroke_scale, preserve_color, mask_image,
+            num_images_per_prompt, generator, latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         self._interrupt = False
         contents = self._contents_of_latents(latents) if image is None else read_images(image)
+        self._require_matching(latents, contents)
 
         # 2. Prompts and pictures, one of each for every result
         embeds = self._condition(prompt, prompt_embeds, style_image)  # (P, E) or None
@@ -268,7 +283,9 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             )
         masks = None
         if mask_image is not None:
-            masks = read_mask(mask_image, [c.size for c in contents], self._execution_device)
+            sizes = [content.size for content in contents[::num_images_per_prompt]]
+            masks = read_mask(mask_image, sizes, self._execution_device)
+            masks = [mask for mask in masks for _ in range(num_images_per_prompt)]
 
         # 3. One pass for each size
         groups = _group_by_size(contents)
@@ -418,6 +435,18 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """Stand-ins that carry the size: nothing of a picture is used when there is none."""
         size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
         return [Content(torch.zeros(1, 3, *size)) for _ in range(len(latents))]
+
+    def _require_matching(self, latents: Tensor | None, contents: list[Content]) -> None:
+        if latents is None:
+            return
+        f = self.vae_scale_factor
+        for height, width in {content.size for content in contents}:
+            wanted = (-(-height // f), -(-width // f))
+            if tuple(latents.shape[-2:]) != wanted:
+                raise ValueError(
+                    f"latents have shape {tuple(latents.shape)}, wanted (B, C, {wanted[0]}, {wanted[1]}) for a picture "
+                    f"of {width} x {height} px: give what encode_image made of it."
+                )
 
     def _require_finite(self, tensor: Tensor, stage: str) -> None:
         if not torch.isfinite(tensor).all():

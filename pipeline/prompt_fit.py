@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -219,7 +220,7 @@ class PromptFit:
         return {"total": total, "style": style, "dir_unguarded": unguarded, **terms}
 
     def step(self) -> dict[str, float]:
-        """One optimiser step on the mean loss of all pictures. Raises `FloatingPointError` before a bad update."""
+        """One optimiser step on the mean loss of all pictures. Raises `FloatingPointError` where it leads nowhere."""
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate(self.epoch)
         self.optimizer.zero_grad()
         means: dict[str, float] = {}
@@ -242,9 +243,15 @@ class PromptFit:
         ):
             self.best_loss, self.best = means["total"], self._copy_of_parameters()
         self.optimizer.step()
+        # A style is stored in half precision: what overflows there is as lost as what is not a number.
+        largest = (
+            torch.stack([value.detach().abs().amax() for value in self.parameters.values()]).amax().item()
+        )
+        if not largest <= torch.finfo(torch.float16).max:
+            raise FloatingPointError(f"weights up to {largest}")
         self.done += 1
         for name, value in means.items():
-            self.history.setdefault(name, []).append(round(value, 6))
+            self.history.setdefault(name, []).append(float(f"{value:.6g}"))
         return means
 
     def run(
@@ -301,28 +308,30 @@ class PromptFit:
             "stopped": self.stopped,
             "second_order_steps": self.gate_fired,
             "losses": self.history,
-            "base": {
-                "vae": describe_component(self.pipe.vae),
-                "image_encoder": describe_component(self.pipe.image_encoder),
-                "fusion": describe_component(self.pipe.fusion),
-            },
+            "base": self.base,
             "versions": library_versions(),
         }
         config = {k: v for k, v in self.fusion.config.items() if not k.startswith("_")}
         weights = {k: v.detach() for k, v in self.fusion.state_dict().items()}
         return Style(self.text["FT"][0], config, weights, changes, info, self.preview())
 
-    def identity(self) -> dict:
+    @cached_property
+    def base(self) -> dict[str, dict[str, str]]:
+        """The models that this fit stands on."""
+        parts = {name: getattr(self.pipe, name) for name in ("vae", "image_encoder", "fusion", "perceptual")}
+        return {name: describe_component(part) for name, part in parts.items() if part is not None}
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
         """What has to agree for a checkpoint to be of this fit."""
-        pictures = hashlib.sha256(
-            b"".join(c.image.cpu().numpy().tobytes() for c in self.contents)
-        ).hexdigest()
+        pictures = b"".join(content.image.cpu().numpy().tobytes() for content in self.contents)
         return {
             "prompt": self.prompt,
             "seed": self.seed,
-            "config": {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.to_dict().items()},
-            "pictures": pictures[:16],
-            "text": hashlib.sha256(self.text["FT"].cpu().numpy().tobytes()).hexdigest()[:16],
+            "pictures": hashlib.sha256(pictures).hexdigest()[:16],
+            "embedding": hashlib.sha256(self.text["FT"].cpu().numpy().tobytes()).hexdigest()[:16],
+            **{f"config.{name}": value for name, value in self.config.to_dict().items()},
+            **{name: part["fingerprint"] for name, part in self.base.items()},
         }
 
     def _copy_of_parameters(self) -> dict[str, Tensor]:
@@ -332,7 +341,7 @@ class PromptFit:
     def _restore_best(self, error: FloatingPointError) -> None:
         for name, value in self.best.items():
             self.parameters[name].copy_(value)
-        self.stopped = f"not finite at step {self.done} ({error}); the best state before it was restored"
+        self.stopped = f"not finite at step {self.done + 1} ({error}); the best state before it was restored"
         logger.warning("The fit became %s. A lower lr may help.", self.stopped)
 
 

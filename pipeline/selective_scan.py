@@ -4,20 +4,24 @@
 
 Responsible for: the definition as a readable loop, checking the inputs, and choosing an engine, which is one row of
 `_ENGINES`. Knows nothing of images, directions or modules (`scan_orders.py`, `mamba.py`), nor of how an engine works
-inside (`chunked_scan.py`).
+inside (`chunked_scan.py`, `numba_scan.py`, `triton_scan.py`).
 
 The letters and shapes are those of `mamba.py`'s glossary. Real A only.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .chunked_scan import chunked_scan
+
+logger = logging.getLogger(__name__)
 
 
 def selective_scan(
@@ -100,7 +104,49 @@ def _by_token(x: Tensor, u: Tensor) -> Iterable[Tensor]:
 
 def scan_backends() -> dict[str, bool]:
     """Which engines can run on this machine, by name, slowest first."""
-    return {name: engine is not None and engine.available() for name, engine in _ENGINES.items()}
+    return {name: engine.obstacle() == "" for name, engine in _ENGINES.items()}
+
+
+def scan_backend_reasons() -> dict[str, str]:
+    """For each engine what it is good for, or why it cannot run on this machine and what would help."""
+    return {name: engine.obstacle() or engine.purpose for name, engine in _ENGINES.items()}
+
+
+@cache
+def _numba_obstacle() -> str:
+    """A small scan and its gradients show whether numba works here; this also compiles its kernels."""
+    try:
+        from .numba_scan import numba_scan
+
+        u = torch.ones(1, 1, 2, device="cpu").requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            y, _ = numba_scan(u, u, -u[0, :, :1], u, u, None, None, None, True)
+            y.sum().backward()
+        return ""
+    except ImportError as error:
+        obstacle = f"numba cannot be imported ({error}); pip install numba"
+    except Exception as error:  # a compiler can break in many ways, none of them our caller's
+        obstacle = f"numba does not work here: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    logger.warning("On the CPU selective scans run in plain torch, several times slower: %s.", obstacle)
+    return obstacle
+
+
+def _run_numba(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    from .numba_scan import numba_scan
+
+    return numba_scan(*inputs)
+
+
+def _triton_obstacle() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU of NVIDIA or AMD is visible to torch"
+    return "" if find_spec("triton") else "triton is not installed; pip install triton"
+
+
+def _run_triton(*inputs: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    from .triton_scan import triton_scan
+
+    return triton_scan(*inputs)
 
 
 @cache
@@ -111,6 +157,14 @@ def _mamba_ssm_scan() -> Callable | None:
     except Exception:  # an extension built for another torch fails in many ways, none of them our caller's
         return None
     return interface.selective_scan_fn if getattr(interface, "selective_scan_cuda", None) else None
+
+
+def _mamba_ssm_obstacle() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU of NVIDIA or AMD is visible to torch"
+    return (
+        "" if _mamba_ssm_scan() else 'mamba-ssm or its CUDA kernel is missing; pip install "stylemamba[cuda]"'
+    )
 
 
 def _run_mamba_ssm(
@@ -147,23 +201,38 @@ def _fits_mamba_ssm(inputs: tuple[Tensor | None, ...], return_last_state: bool) 
 class _Engine:
     """`run(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> (y, last_state)`, on inputs already checked.
 
-    `available()`: whether it runs on this machine; `fits(inputs, return_last_state)`: whether it takes these inputs.
+    `obstacle()`: why it cannot run on this machine, or ""; `fits(inputs, return_last_state)`: whether it takes these
+    inputs.
     """
 
     run: Callable[..., tuple[Tensor, Tensor]]
-    available: Callable[[], bool] = lambda: True
+    purpose: str = ""
+    obstacle: Callable[[], str] = lambda: ""
     fits: Callable[[tuple[Tensor | None, ...], bool], bool] = lambda inputs, return_last_state: True
 
 
-# Slowest first: `auto` takes the last one that fits and is available. None: there is no such engine yet.
-_ENGINES: dict[str, _Engine | None] = {
-    "ref": _Engine(partial(selective_scan_ref, return_last_state=True)),
-    "torch": _Engine(chunked_scan),
-    "numba": None,
-    "triton": None,
+# Slowest first: `auto` takes the last one that fits and has no obstacle.
+_ENGINES: dict[str, _Engine] = {
+    "ref": _Engine(
+        partial(selective_scan_ref, return_last_state=True), "the definition, for checks; any device"
+    ),
+    "torch": _Engine(chunked_scan, "any device; needs nothing"),
+    "numba": _Engine(
+        _run_numba,
+        "tensors on the CPU",
+        obstacle=_numba_obstacle,
+        fits=lambda inputs, return_last_state: inputs[0].device.type == "cpu",
+    ),
+    "triton": _Engine(
+        _run_triton,
+        "tensors on a GPU",
+        obstacle=_triton_obstacle,
+        fits=lambda inputs, return_last_state: inputs[0].is_cuda,
+    ),
     "mamba_ssm": _Engine(
         _run_mamba_ssm,
-        available=lambda: torch.cuda.is_available() and _mamba_ssm_scan() is not None,
+        "tensors on a GPU, where A and D are the same for all samples",
+        obstacle=_mamba_ssm_obstacle,
         fits=_fits_mamba_ssm,
     ),
 }
@@ -171,14 +240,17 @@ _ENGINES: dict[str, _Engine | None] = {
 
 def _choose_engine(backend: str, inputs: tuple[Tensor | None, ...], return_last_state: bool) -> _Engine:
     if backend == "auto":
-        engines = (engine for engine in reversed(_ENGINES.values()) if engine is not None)
-        return next(e for e in engines if e.fits(inputs, return_last_state) and e.available())
+        engines = reversed(_ENGINES.values())
+        return next(e for e in engines if e.fits(inputs, return_last_state) and not e.obstacle())
 
-    names = [name for name, can_run in scan_backends().items() if can_run]
-    if backend not in names:
-        problem = "cannot run on this machine" if backend in _ENGINES else "is unknown"
-        raise ValueError(f"backend {backend!r} {problem}; use 'auto' or one of {', '.join(names)}.")
+    if backend not in _ENGINES:
+        names = ", ".join(name for name, can_run in scan_backends().items() if can_run)
+        raise ValueError(f"backend {backend!r} is unknown; use 'auto' or one of {names}.")
     engine = _ENGINES[backend]
+    if obstacle := engine.obstacle():
+        raise ValueError(
+            f"backend {backend!r} cannot run on this machine: {obstacle}; or use backend='auto'."
+        )
     if not engine.fits(inputs, return_last_state):
         u, _, A, *_ = inputs
         raise ValueError(

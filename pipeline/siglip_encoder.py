@@ -41,17 +41,24 @@ class SiglipEncoder:
         return f"{type(tower).__name__} {source}".strip()
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """-> input ids (N, T). SigLIP was trained on texts padded to its full length, so they are padded here too."""
+        """-> input ids (N, T). SigLIP was trained on lower-case texts padded at the right to its full length."""
         if self.tokenizer is None:
             raise ValueError("tokenizer is None, wanted the tokenizer that belongs to the text encoder.")
         length = self.text_encoder.config.max_position_embeddings
+        # The tokenizer of SigLIP 2 is Gemma's, which does neither by itself; whoever saved it may have left other
+        # limits in it as well.
+        texts = [text.lower() for text in texts]
         for text in texts:
             tokens = len(self.tokenizer(text)["input_ids"])
             if tokens > length:
                 logger.warning("The prompt has %d tokens and is cut to %d: %.60s...", tokens, length, text)
-        # Whoever saved the tokenizer may have left other limits in it; the text tower's own length counts.
         batch = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            texts,
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         )
         return batch["input_ids"]
 

@@ -26,13 +26,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .atomic_write import atomic_write
+from .fusion import StyleFusion
 from .mamba import MambaMixer
 from .style_decoder import WeightChange
 
 FORMAT = "stylemamba-style"
 FORMAT_VERSION = 1
-MAX_BYTES = 2**31  # a style of SD's whole decoder is 0.1 GB; nothing larger is worth opening
+# Bounds on a file before it is believed. A style of SD's whole decoder has 0.1 GB and 160 tensors.
+MAX_BYTES = 2**31
+MAX_TENSORS = 4096
+MAX_TEXT = 2**22  # characters of one metadata field
 MAX_SIDE = 256  # of the thumbnail
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INFO_TYPES = {
+    "prompt": str, "source_prompt": str, "title": str, "created": str, "stopped": str, "seed": int,
+    "steps_done": int, "second_order_steps": int, "config": dict, "losses": dict, "base": dict, "versions": dict,
+}  # fmt: skip
 
 
 class StyleFileError(ValueError):
@@ -64,6 +73,31 @@ class Style:
     def prompt(self) -> str:
         return self.info.get("prompt", "")
 
+    def build_fusion(self) -> StyleFusion:
+        """The fitted fusion, frozen, over the tensors of this style."""
+        stored = {name: tuple(value.shape) for name, value in self.fusion.items()}
+        blocks = {name.split(".")[1] for name in stored if name.startswith("blocks.")}
+        depth = self.fusion_config.get("depth")
+        try:
+            if depth != len(blocks):
+                raise ValueError(f"its config says depth {depth!r:.20}, it holds {len(blocks)} blocks")
+            # Without memory: a config may ask for any size, until it is known to agree with the tensors.
+            with torch.device("meta"):
+                fusion = StyleFusion(**self.fusion_config)
+        except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+            raise StyleFileError(
+                f"its fusion cannot be built by this StyleMamba ({' '.join(str(error).split()):.300}); fit the style again."
+            ) from error
+        wanted = {name: tuple(value.shape) for name, value in fusion.state_dict().items()}
+        for name in sorted(wanted.keys() | stored.keys()):
+            if wanted.get(name) != stored.get(name):
+                raise StyleFileError(
+                    f"its fusion tensor {name!r:.80} is {stored.get(name, 'missing')}, its config wants "
+                    f"{wanted.get(name, 'none')}: the file is damaged or was written by another StyleMamba."
+                )
+        fusion.load_state_dict(self.fusion, assign=True)
+        return fusion.requires_grad_(False).eval()
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes `path` (.safetensors), whole or not at all."""
         path = Path(path)
@@ -80,21 +114,25 @@ class Style:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=self._metadata())
 
     @classmethod
+    @torch.inference_mode(False)  # so that gradients pass through a style that ComfyUI loaded
     def load(cls, path: str | os.PathLike) -> "Style":
         """Reads and checks a style file; every reason why it cannot be used is a `StyleFileError` of one sentence."""
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, not an error, for names that no file can have
             raise StyleFileError(f"{path} is not a file: give the path of a .safetensors style file.")
         if path.stat().st_size > MAX_BYTES:
             raise StyleFileError(f"{path} has {path.stat().st_size} bytes, too many for a style file.")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                metadata, names = file.metadata() or {}, file.keys()
                 _check_format(path, metadata)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                if len(names) > MAX_TENSORS:
+                    raise StyleFileError(f"{path} holds {len(names)} tensors, too many for a style file.")
+                # Copies: what is read from an open file changes, or crashes, when somebody writes over that file.
+                tensors = {name: file.get_tensor(name).clone() for name in names}
         except (SafetensorError, OSError, MemoryError) as error:
             raise StyleFileError(
-                f"{path} is no whole safetensors file (damaged, cut off or of another kind): {error}."
+                f"{path} is no whole safetensors file (damaged, cut off or of another kind): {error!r:.200}."
             ) from error
         return _from_tensors(cls, path, tensors, metadata)
 
@@ -129,11 +167,13 @@ def timestamp() -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's weights, the same for a checkpoint in full and in half precision."""
+    """Hash of a module's weights, the same for a checkpoint in full and in half precision; "unknown" where there is
+    nothing to compare."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if value.is_meta:
-            return "unknown"  # offloaded piece by piece: not worth loading for a warning
+        # Offloaded piece by piece: not worth loading for a warning. In bfloat16: too coarse to tell a rounded copy.
+        if value.is_meta or value.dtype == torch.bfloat16:
+            return "unknown"
         digest.update(name.encode())
         digest.update(
             value.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
@@ -145,7 +185,7 @@ def describe_component(module: nn.Module) -> dict[str, str]:
     """What a style records of a model it was fitted on."""
     return {
         "class": type(module).__name__,
-        "name": str(getattr(module.config, "_name_or_path", "")),
+        "name": str(getattr(getattr(module, "config", None), "_name_or_path", "")),
         "fingerprint": fingerprint(module),
     }
 
@@ -158,9 +198,14 @@ def _stored(name: str, value: Tensor) -> Tensor:
 def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         kind = metadata.get("modelspec.architecture") or metadata.get("format") or "no metadata"
-        raise StyleFileError(f"{path} is a safetensors file but no StyleMamba style ({kind:.60}).")
+        raise StyleFileError(f"{path} is a safetensors file but no StyleMamba style ({kind!r:.60}).")
+    for name, text in metadata.items():
+        if len(text) > MAX_TEXT:
+            raise StyleFileError(
+                f"{path} has {len(text)} characters of metadata {name!r:.40}, too many for a style file."
+            )
     found = metadata.get("format_version", "")
-    if not found.isdecimal():
+    if not (found.isdecimal() and len(found) < 10):
         raise StyleFileError(
             f"{path} has format version {found!r:.40}, wanted a whole number: the file is damaged."
         )
@@ -176,11 +221,15 @@ def _from_tensors(cls, path: Path, tensors: dict[str, Tensor], metadata: dict[st
         fusion_config, info = json.loads(metadata["fusion_config"]), json.loads(metadata["info"])
     except (KeyError, ValueError, RecursionError) as error:
         raise StyleFileError(f"{path} has damaged metadata ({type(error).__name__}).") from error
-    if not isinstance(fusion_config, dict) or not isinstance(info, dict):
-        raise StyleFileError(f"{path} has damaged metadata (fusion_config and info have to be JSON objects).")
+    if not isinstance(fusion_config, dict) or not isinstance(info, dict) or not _is_info(info):
+        raise StyleFileError(
+            f"{path} has damaged metadata (values of the wrong kind in fusion_config or info)."
+        )
     for name, value in tensors.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise StyleFileError(f"{path}: tensor {name!r:.80} is not made of finite floating point numbers.")
+        if value.dtype not in _DTYPES or not torch.isfinite(_stored(name, value)).all():
+            raise StyleFileError(
+                f"{path}: tensor {name!r:.80} is not made of floating point numbers that are finite in half precision."
+            )
 
     embeds = tensors.pop("prompt_embeds", None)
     if embeds is None or embeds.ndim != 1:
@@ -208,7 +257,30 @@ def _from_tensors(cls, path: Path, tensors: dict[str, Tensor], metadata: dict[st
         else:
             raise StyleFileError(f"{path}: the change of {name!r:.80} is neither full nor a pair of factors.")
     thumbnail = _from_data_uri(metadata.get("modelspec.thumbnail", ""))
-    return cls(embeds, fusion_config, fusion, decoder, info, thumbnail)
+    style = cls(embeds, fusion_config, fusion, decoder, info, thumbnail)
+    try:
+        width = style.build_fusion().config.cond_dim
+    except StyleFileError as error:
+        raise StyleFileError(f"{path}: {error}") from error
+    if len(embeds) != width:
+        raise StyleFileError(
+            f"{path} holds a prompt embedding of width {len(embeds)}, its fusion wants {width}."
+        )
+    return style
+
+
+def _is_info(info: dict) -> bool:
+    """Whether everything in it that StyleMamba reads is of the kind it writes."""
+    if not all(isinstance(info[name], kind) for name, kind in _INFO_TYPES.items() if name in info):
+        return False
+    base, losses = info.get("base", {}).values(), info.get("losses", {}).values()
+    if not all(isinstance(part, dict) for part in base) or not all(isinstance(one, list) for one in losses):
+        return False
+    texts, numbers = (text for part in base for text in part.values()), (x for one in losses for x in one)
+    # a number that is not finite fails the comparison
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(x, (int, float)) and abs(x) < 1e39 for x in numbers
+    )
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -230,5 +302,5 @@ def _from_data_uri(uri: str) -> Image.Image | None:
             return None
         image.load()
         return image
-    except (ValueError, OSError):
+    except Exception:  # Pillow has no common class for what it makes of broken files
         return None

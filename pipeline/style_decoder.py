@@ -17,6 +17,14 @@ from .module_view import module_view
 WeightChange = Tensor | tuple[Tensor, Tensor]
 
 
+_NOT_DECODING = ("encoder", "quant_conv")  # children of an autoencoder
+
+
+def decoder_weights(vae: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that a style may change, by their names in `vae`."""
+    return {k: p for k, p in vae.named_parameters() if k.partition(".")[0] not in _NOT_DECODING}
+
+
 def apply_change(weight: Tensor, change: WeightChange, strength: float) -> Tensor:
     if isinstance(change, tuple):
         up, down = change  # (out, rank), (rank, in * kernel)
@@ -34,7 +42,7 @@ class StyleDecoder(nn.Module):
         self, vae: nn.Module, changes: Mapping[str, WeightChange] | None = None, *, device=None, dtype=None
     ) -> None:
         super().__init__()
-        self.vae = module_view(vae, device, dtype, without=("encoder", "quant_conv"))
+        self.vae = module_view(vae, device, dtype, without=_NOT_DECODING)
         self.changes = dict(changes or {})
 
     def forward(self, latents: Tensor, strength: float = 1.0) -> Tensor:

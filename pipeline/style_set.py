@@ -5,14 +5,14 @@ at once. Each style keeps its own fusion: results are mixed, not weights, so sty
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .fusion import StyleFusion
 from .style import Style, StyleFileError, fingerprint
-from .style_decoder import WeightChange
+from .style_decoder import WeightChange, decoder_weights
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ class StyleSet:
         self._fusions: dict[str, StyleFusion] = {}
 
     def add(self, name: str, style: Style, vae: nn.Module) -> None:
-        """Takes a style in and puts it to use alone, if it fits."""
+        """Takes a style in and puts it to use alone, if it fits the autoencoder."""
         if name in self.loaded:
             raise ValueError(
                 f"a style named {name!r} is loaded already: unload it first or give another name."
             )
         _check_base(name, style, vae)
-        self._fusions[name] = _build_fusion(name, style)
+        self._fusions[name] = style.build_fusion()
         self.loaded[name] = style
         self.active = {name: 1.0}
 
@@ -40,27 +40,22 @@ class StyleSet:
         names = [names] if isinstance(names, str) else list(names)
         if weights is None:
             weights = [1.0] * len(names)
-        weights = [weights] if isinstance(weights, (int, float)) else list(weights)
-        unknown = [name for name in names if name not in self.loaded]
-        if unknown:
-            raise ValueError(
-                f"no style named {unknown[0]!r} is loaded; loaded are {sorted(self.loaded) or 'none'}."
-            )
+        weights = [weights] * len(names) if isinstance(weights, (int, float)) else list(weights)
+        self._require_loaded(names)
         if len(weights) != len(names) or len(set(names)) != len(names):
             raise ValueError(
-                f"got {len(names)} names and {len(weights)} weights, wanted one weight for each name, once."
+                f"got names {names} and weights {weights}, wanted each name once and one weight for each."
             )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"got weights {weights}, wanted finite numbers.")
         if not any(weights):
             raise ValueError("all weights are 0: give one a weight, or unload_styles to use none.")
         self.active = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
 
     def remove(self, names: str | Sequence[str] | None = None) -> None:
         names = list(self.loaded) if names is None else [names] if isinstance(names, str) else list(names)
-        for name in names:
-            if name not in self.loaded:
-                raise ValueError(
-                    f"no style named {name!r} is loaded; loaded are {sorted(self.loaded) or 'none'}."
-                )
+        self._require_loaded(names)
+        for name in set(names):
             del self.loaded[name], self._fusions[name]
             self.active.pop(name, None)
 
@@ -70,7 +65,8 @@ class StyleSet:
         for name, weight in self.active.items():
             fusion = self._fusions[name]
             if (fusion.device, fusion.dtype) != (latents.device, latents.dtype):
-                fusion.to(latents.device, latents.dtype)
+                # Not diffusers' own `to`, which warns of what the mixer sees to: its scan stays in float32.
+                nn.Module.to(fusion, latents.device, latents.dtype)
             embeds = (
                 self.loaded[name].prompt_embeds.expand(len(latents), -1)
                 if prompt_embeds is None
@@ -87,6 +83,13 @@ class StyleSet:
         """What `blend_changes` takes."""
         return [self.loaded[name].decoder for name in self.active], list(self.active.values())
 
+    def _require_loaded(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.loaded:
+                raise ValueError(
+                    f"no style named {name!r} is loaded; loaded are {sorted(self.loaded) or 'none'}."
+                )
+
 
 def _check_base(name: str, style: Style, vae: nn.Module) -> None:
     fitted_on = style.info.get("base", {}).get("vae", {})
@@ -97,7 +100,7 @@ def _check_base(name: str, style: Style, vae: nn.Module) -> None:
             f"style {name!r} was fitted on {source} with {channels} latent channels, this pipeline's autoencoder has "
             f"{vae.config.latent_channels}: load it into a pipeline with that autoencoder."
         )
-    weights = dict(vae.named_parameters())
+    weights = decoder_weights(vae)
     for key, change in style.decoder.items():
         if isinstance(change, tuple):
             fits = key in weights and (len(change[0]), change[1].shape[1]) == (
@@ -117,17 +120,3 @@ def _check_base(name: str, style: Style, vae: nn.Module) -> None:
             "Style %r was fitted on other weights of the autoencoder (%s); the result may differ from its thumbnail.",
             name, source,
         )  # fmt: skip
-
-
-def _build_fusion(name: str, style: Style) -> StyleFusion:
-    try:
-        # Another library's style may be anything: only arguments that the class declares are passed on.
-        with torch.random.fork_rng(devices=[]):
-            fusion = StyleFusion(**style.fusion_config)
-        fusion.load_state_dict(style.fusion)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise StyleFileError(
-            f"style {name!r} holds a fusion that this StyleMamba cannot build: {reason}"
-        ) from error
-    return fusion.requires_grad_(False).eval()

@@ -25,7 +25,9 @@ def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False
+    )
     tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -102,7 +104,7 @@ def tiny_components(vae=tiny_vae, **overrides) -> dict:
     return {**components, **overrides}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def components():
     """`components()` gives fresh tiny components; keyword arguments replace some."""
     return tiny_components
@@ -115,7 +117,7 @@ def pipe(components) -> StyleMambaPipeline:
     return pipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def taesd():
     return tiny_taesd
 

@@ -1,4 +1,4 @@
-"""Trains the small autoencoder of the starter model: factor 4, 8 latent channels, 32 channels everywhere.
+"""Trains the small autoencoder of the starter model: factor 2, 8 latent channels, 32 channels everywhere.
 
     python training/train_autoencoder.py DATA OUT --minutes 40
 
@@ -15,18 +15,33 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from pictures import Pictures, picture_files
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    return AutoencoderTiny(
+    vae = AutoencoderTiny(
         latent_channels=8,
-        encoder_block_out_channels=(32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32),
-        num_encoder_blocks=(1, 2, 2),
-        num_decoder_blocks=(3, 2, 1),
+        encoder_block_out_channels=(32, 32),
+        decoder_block_out_channels=(32, 32),
+        num_encoder_blocks=(1, 2),
+        num_decoder_blocks=(3, 1),
     )
+    # Three channels carry the colours through from the start and blocks begin near the identity. From a random start
+    # the first quarter of a CPU budget goes into finding the colours (16 dB instead of 26 dB after 60 steps).
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, AutoencoderTinyBlock):
+                module.conv[-1].weight.mul_(0.1)
+                module.conv[-1].bias.zero_()
+        for layer in [*vae.encoder.layers, *vae.decoder.layers]:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight[:3] = 0
+                layer.weight[range(3), range(3), 1, 1] = 1
+                if layer.bias is not None:
+                    layer.bias[:3] = 0
+    return vae
 
 
 def picture_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Models that come with the package: their names, and the folders they lie in. Needs nothing but the standard library."""
+"""Models, styles and photos that come with the package: their names, and where they lie. Needs nothing but the standard
+library."""
 
 import json
 from pathlib import Path
@@ -20,3 +21,14 @@ def bundled_folder(name: str) -> Path | None:
     """The folder of a bundled model, or None if no model of that name is bundled."""
     entry = registry()["models"].get(name, {})
     return _HERE / entry["folder"] if "folder" in entry else None
+
+
+def bundled_styles(name: str) -> list[Path]:
+    """The style files that come with a bundled model, by name."""
+    folder = bundled_folder(name)
+    return [] if folder is None else sorted(folder.glob("styles/*.safetensors"))
+
+
+def bundled_photos() -> list[Path]:
+    """Photos of free licences to try a model on."""
+    return sorted((_HERE / "photos").glob("*.webp"))

@@ -1,0 +1,643 @@
+"""The command `stylemamba`: what each command does, its exit codes, and what it leaves behind when it fails."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipConfig, SiglipModel
+from typer.testing import CliRunner
+
+from stylemamba import PromptFitConfig, Style, StyleMambaPipeline
+from stylemamba.pipeline.command_line import fit as fit_command
+from stylemamba.pipeline.command_line.app import app
+from stylemamba.pipeline.command_line.styles import sparkline
+from stylemamba.pipeline.images import to_pil
+
+COMMANDS = [
+    [], ["stylize"], ["fit"], ["styles"], ["styles", "list"], ["styles", "show"], ["styles", "blend"], ["score"],
+    ["doctor"], ["demo"],
+]  # fmt: skip
+
+
+def a_photo(size: tuple[int, int] = (40, 48)) -> Image.Image:
+    x, y = torch.meshgrid(*(torch.linspace(0, 1, side) for side in size), indexing="xy")
+    return to_pil(torch.stack([x, y, ((x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.1).float()])[None] * 0.9 + 0.05)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, components, taesd) -> Path:
+    """A model, a SigLIP checkpoint, two styles, and an installation with a bundled model in the layout of `weights`."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    pipe = StyleMambaPipeline(**components())
+    pipe.save_pretrained(shelf / "model")
+    text, image = pipe.text_encoder.config, pipe.image_encoder.config
+    SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=image.to_dict())).save_pretrained(
+        shelf / "siglip"
+    )
+    pipe.tokenizer.save_pretrained(shelf / "siglip")
+    for name, prompt in (("glass", "stained glass"), ("neon", "neon city")):
+        config = PromptFitConfig(epochs=2, train="fusion", preset="fast")
+        pipe.fit_style(a_photo(), prompt, config=config).save(shelf / f"{name}.safetensors")
+
+    starter = StyleMambaPipeline(**components(vae=taesd))
+    style = starter.fit_style(a_photo(), "stained glass", config=PromptFitConfig(epochs=1, train="fusion"))
+    style.info["title"] = "Glass of Chartres"
+    styles = shelf / "weights" / "starter" / "styles"
+    parts = components(vae=taesd, text_encoder=None, tokenizer=None, image_encoder=None, perceptual=None)
+    StyleMambaPipeline(**parts).save_pretrained(styles.parent)
+    style.save(styles / "chartres.safetensors")
+    (shelf / "weights" / "photos").mkdir()
+    for name, size in (("hills", (64, 40)), ("cat", (32, 32))):
+        a_photo(size).save(shelf / "weights" / "photos" / f"{name}.webp")
+    (shelf / "weights" / "registry.json").write_text('{"models": {"starter": {"folder": "starter"}}}')
+    return shelf
+
+
+@pytest.fixture
+def here(shelf, tmp_path, monkeypatch) -> Path:
+    """The current folder: `photo.png`, and the shelf beside it as `model`, `siglip`, `glass.safetensors` ..."""
+    monkeypatch.chdir(tmp_path)
+    for thing in shelf.iterdir():
+        os.symlink(thing, tmp_path / thing.name)
+    a_photo().save("photo.png")
+    return tmp_path
+
+
+@pytest.fixture
+def bundled(shelf, monkeypatch) -> None:
+    monkeypatch.setattr("stylemamba.weights._HERE", shelf / "weights")
+
+
+@pytest.fixture
+def not_bundled(tmp_path, monkeypatch) -> None:
+    (tmp_path / "registry.json").write_text('{"models": {}}')
+    monkeypatch.setattr("stylemamba.weights._HERE", tmp_path)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What the command says; it has to end with `code`, and to fail without a traceback."""
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    if code == 1:
+        assert result.output.splitlines()[-1].startswith("Error: ") or "could not be" in result.output
+    return result.output
+
+
+def process(*arguments: str) -> list[str]:
+    start = "from stylemamba.pipeline.command_line.app import main; main()"
+    return [sys.executable, "-c", start, *arguments]
+
+
+def files(folder: Path = Path()) -> set[str]:
+    """Files in it, hidden and half ones too, without what the shelf brought."""
+    return {path.name for path in folder.iterdir() if not path.is_symlink()} - {"photo.png", "registry.json"}
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_examples_that_exist(command):
+    text = run(*command, "--help")
+    examples = text.split("Examples:")[1].split("╭")[0]
+    assert " ".join(["stylemamba", *command]) in examples
+    shown = set(re.findall(r" (--[a-z-]+)", examples))
+    for name in {" ".join(words) for words in COMMANDS[1:]}:
+        used = [
+            line for line in re.sub(r"\\\s*\n", "", examples).splitlines() if f"stylemamba {name} " in line
+        ]
+        if used and name != "styles":
+            known = run(*name.split(), "--help")
+            assert all(option in known for line in used for option in shown if option in line)
+
+
+def test_help_needs_neither_torch_nor_diffusers():
+    script = (
+        "import sys\nfrom stylemamba.pipeline.command_line.app import app\n"
+        "app(['stylize', '--help'], standalone_mode=False)\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run("--version"))
+
+
+# stylize
+
+
+def test_stylize_with_a_prompt(here):
+    a_photo((33, 21)).convert("RGBA").save("small.png")
+    assert (
+        run("stylize", "small.png", "Ink drawing, bold!", "--model", "model")
+        == "small-ink-drawing-bold.png\n"
+    )
+    result = Image.open("small-ink-drawing-bold.png")
+    assert (result.size, result.mode) == ((33, 21), "RGBA")
+    assert files() == {"small.png", "small-ink-drawing-bold.png"}
+
+
+def test_stylize_equals_the_pipeline(here):
+    run("stylize", "photo.png", "--style", "glass.safetensors", "--weight", 0.7, "--style", "neon.safetensors",
+        "--weight", 0.3, "--strength", 0.8, "--structure", 0.2, "--stroke-scale", 1.5, "--preserve-color",
+        "--model", "model", "-o", "out.png")  # fmt: skip
+    pipe = StyleMambaPipeline.from_pretrained("model")
+    for name in ("glass", "neon"):
+        pipe.load_style(f"{name}.safetensors")
+    pipe.set_styles(["glass", "neon"], [0.7, 0.3])
+    expected = pipe(a_photo(), strength=0.8, structure=0.2, stroke_scale=1.5, preserve_color=True).images[0]
+    assert np.array_equal(Image.open("out.png"), expected)
+
+
+def test_stylize_many_into_a_folder(here):
+    Path("in").mkdir()
+    for name in ("a.png", "a.jpg", "b.webp"):
+        a_photo().save(Path("in", name))
+    said = run("stylize", "in", "mosaic", "neon city", "--model", "model", "-o", "out/new")
+    names = {f"{stem}-{style}.png" for stem in ("a", "a", "b") for style in ("mosaic", "neon-city")}
+    names |= {"a-mosaic-2.png", "a-neon-city-2.png"}  # a.jpg and a.png
+    assert {Path(line).name for line in said.splitlines()} == files(Path("out/new")) == names
+
+
+def test_stylize_mask_and_style_image(here):
+    mask = Image.new("L", (40, 48), 0)
+    mask.paste(255, (0, 0, 20, 48))
+    mask.save("mask.png")
+    a_photo((30, 30)).save("painting.png")
+    run(
+        "stylize",
+        "photo.png",
+        "--style-image",
+        "painting.png",
+        "--mask",
+        "mask.png",
+        "--model",
+        "model",
+        "-o",
+        "out/",
+    )
+    before, after = np.asarray(a_photo()), np.asarray(Image.open("out/photo-painting.png"))
+    assert np.array_equal(before[:, 20:], after[:, 20:])
+    assert not np.array_equal(before[:, :20], after[:, :20])
+
+
+def test_stylize_goes_on_after_a_bad_picture(here):
+    Path("in").mkdir()
+    for name in ("a.png", "c.png"):
+        a_photo().save(Path("in", name))
+    Path("in", "b.png").write_bytes(b"no picture")
+    a_photo((8, 8)).save("in/d.png")
+    said = run("stylize", "in", "mosaic", "--model", "model", "-o", "out", code=1)
+    assert files(Path("out")) == {"a-mosaic.png", "c-mosaic.png"}
+    assert "in/b.png is no picture" in said
+    assert "in/d.png: image is 8 x 8 px, wanted at least 16" in said
+    assert "2 of 4 pictures could not be stylized" in said
+
+
+def test_stylize_of_parts_needs_no_text_encoder_for_a_style(here):
+    run("stylize", "photo.png", "--style", "glass.safetensors", "--model", "model", "-o", "whole.png")
+    run("stylize", "photo.png", "--style", "glass.safetensors", "--vae", "model", "-o", "parts.png")
+    assert np.array_equal(Image.open("whole.png"), Image.open("parts.png"))
+
+
+def test_bundled_styles_go_by_name(here, bundled):
+    assert run("stylize", "photo.png", "--style", "chartres", "--dtype", "bfloat16") == "photo-chartres.png\n"
+    assert "Glass of Chartres" in run("styles", "list")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["photo.png"], 2, "wanted a PROMPT, a --style or a --style-image"),
+        (["photo.png", "other.png"], 2, "other.png is a picture where a prompt was expected"),
+        (["photo.png", "ink", "--strength", "7"], 2, "--strength"),
+        (["photo.png", "ink", "--dtype", "float8"], 2, "wanted float32, float16 or bfloat16"),
+        (["photo.png", "ink", "--device", "abacus"], 2, "--device abacus cannot be used"),
+        (["photo.png", "ink", "--vae", "model"], 2, "add --text-encoder"),
+        (["photo.png", "ink", "--vae", "model", "--model", "model"], 2, "not both"),
+        (["photo.png", "ink", "--nonsense"], 2, "--nonsense"),
+        (["photo.png", "--style", "glass.safetensors", "--weight", "1", "--weight", "2"], 2, "got 1 styles and 2 weights"),
+        (["photo.png", "--style", "neon.safetensors", "--style", "neon.safetensors"], 2, "given twice"),
+        (["photo.png", "a", "b", "-o", "out.png"], 2, "do not go into the one file out.png"),
+        (["nothing.png", "ink"], 1, "nothing.png does not exist"),
+        (["empty", "ink"], 1, "the folder empty holds no picture"),
+        (["bad.png", "ink"], 1, "bad.png is no picture"),
+        (["clip.mp4", "ink"], 1, "clip.mp4 is a video"),
+        (["photo.png", "ink", "-o", "out.gif"], 1, "'.gif', wanted one of .png"),
+        (["photo.png", "ink", "-o", "photo.png", "--overwrite"], 1, "is one of the pictures to stylize"),
+        (["photo.png", "ink", "-o", "other.png"], 1, "other.png exists already"),
+        (["photo.png", "ink", "-o", "other.png/out.png"], 1, "other.png is a file, not a folder"),
+        (["photo.png", "ink", "--mask", "bad.png"], 1, "bad.png is no picture"),
+        (["photo.png", "ink", "--model", "nosuch"], 1, "no model 'nosuch'"),
+        (["photo.png", "ink", "--model", "empty"], 1, "empty has no model_index.json"),
+        (["photo.png", "ink"], 1, "no model is bundled"),
+        (["photo.png", "ink", "--model", "weights/starter"], 1, "no text encoder, so it reads no prompt"),
+        (["photo.png", "--style-image", "other.png", "--model", "weights/starter"], 1, "it sees no style picture"),
+        (["photo.png", "ink", "--vae", "model", "--text-encoder", "siglip"], 1, "untrained and changes nothing"),
+        (["photo.png", "--style", "nosuch.safetensors"], 1, "nosuch.safetensors is not a file"),
+        (["photo.png", "--style", "bad.png"], 1, "bad.png is no whole safetensors file"),
+        (["photo.png", "--style", "glass.safetensors", "--weight", "nan", "--model", "model"], 1, "finite numbers"),
+    ],
+)  # fmt: skip
+def test_stylize_bad_usage(here, not_bundled, monkeypatch, arguments, code, sentence):
+    def no_network(*_):
+        raise AssertionError("no Hub id was named")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    a_photo().save("other.png")
+    Path("empty").mkdir()
+    Path("bad.png").write_bytes(b"no picture")
+    Path("clip.mp4").touch()
+    before = Path("photo.png").read_bytes(), files()
+    model = (
+        []
+        if {"--model", "--vae"} & set(arguments) or sentence == "no model is bundled"
+        else ["--model", "model"]
+    )
+    assert sentence in " ".join(run("stylize", *arguments, *model, code=code).split())
+    assert (Path("photo.png").read_bytes(), files()) == before
+
+
+def test_overwrite(here):
+    Path("out.png").write_bytes(b"old")
+    run("stylize", "photo.png", "ink", "--model", "model", "-o", "out.png", "--overwrite")
+    assert Image.open("out.png").size == (40, 48)
+
+
+# fit
+
+
+FIT = ["fit", "stained glass", "photo.png", "--model", "model", "--preset", "fast"]
+
+
+def same(one: Style, other: Style) -> bool:
+    pairs = [(one.fusion, other.fusion), (one.decoder, other.decoder)]
+    equal = all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
+    return equal and one.info["losses"] == other.info["losses"] and one.prompt == other.prompt
+
+
+def test_fit(here):
+    said = run(
+        *FIT,
+        "--epochs",
+        3,
+        "--seed",
+        5,
+        "--source-prompt",
+        "a photo",
+        "--preview",
+        "look.jpg",
+        "-o",
+        "s.safetensors",
+    )
+    assert said.startswith("s.safetensors: 3 steps, style loss ")
+    assert files() == {"s.safetensors", "look.jpg"}
+    assert Image.open("look.jpg").size == (40, 48)
+    config = PromptFitConfig(epochs=3, preset="fast", source_prompt="a photo")
+    pipe = StyleMambaPipeline.from_pretrained("model")
+    expected = pipe.fit_style(
+        a_photo(), "stained glass", config=config, generator=torch.Generator().manual_seed(5)
+    )
+    assert same(Style.load("s.safetensors"), expected)
+
+
+def test_fit_of_parts_with_the_bundled_autoencoder_and_a_vgg(here, bundled):
+    run(
+        "fit",
+        "mosaic",
+        "photo.png",
+        "photo.png",
+        "--text-encoder",
+        "siglip",
+        "--epochs",
+        1,
+        "-o",
+        "s.safetensors",
+    )
+    assert "AutoencoderTiny" in run("styles", "show", "s.safetensors")
+    run("stylize", "photo.png", "--style", "s.safetensors", "--vae", "starter", "--text-encoder", "siglip")
+    state = {
+        f"features.{i}.{part}": value
+        for i, (o, c) in enumerate(VGG16)
+        for part, value in vgg_layer(o, c).items()
+    }
+    torch.save(state, "vgg.pth")
+    run(*FIT, "--epochs", 1, "--vgg", "vgg.pth", "-o", "v.safetensors")
+    assert "vgg" in run("styles", "show", "v.safetensors")
+
+
+VGG16 = [
+    (4, 3),
+    (4, 4),
+    (4, 4),
+    (4, 4),
+    (8, 4),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+    (8, 8),
+]
+
+
+def vgg_layer(outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((outputs, inputs, 3, 3), 0.02), "bias": torch.zeros(outputs)}
+
+
+def test_ctrl_c_keeps_the_fit_and_the_same_command_goes_on(here):
+    fit = [*FIT, "--train", "fusion", "--epochs", "40"]
+    child = subprocess.Popen(
+        process(*fit, "--preview", "look.png", "-o", "s.safetensors"), stderr=subprocess.PIPE, text=True
+    )
+    while not Path("look.png").exists():  # the first epoch is done
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130, said
+    assert said.splitlines() == ["Stopped; the same command goes on from s.safetensors.part."]
+    assert files() == {"s.safetensors.part", "look.png"}
+
+    assert "Going on from s.safetensors.part." in run(*fit, "-o", "s.safetensors")
+    run(*fit, "-o", "whole.safetensors")
+    assert files() == {"s.safetensors", "look.png", "whole.safetensors"}
+    assert same(Style.load("s.safetensors"), Style.load("whole.safetensors"))
+
+
+def test_the_second_ctrl_c_stops_at_once(here, monkeypatch):
+    def interrupt_twice(image, path):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    fit = [*FIT, "--epochs", 3, "--checkpoint", "kept", "-o", "s.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_command, "write_picture", interrupt_twice)
+        assert "goes on from kept" in run(*fit, "--preview", "look.png", code=130)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert files() == {"kept"}
+    run(*fit)
+    assert files() == {"s.safetensors"}
+
+
+def test_ctrl_c_elsewhere(here, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StyleMambaPipeline, "__call__", interrupt)
+    assert run("stylize", "photo.png", "ink", "--model", "model", code=130) == "Stopped.\n"
+    monkeypatch.setattr("safetensors.torch.save_file", interrupt)
+    monkeypatch.setattr("stylemamba.pipeline.style.save_file", interrupt)
+    run(*FIT, "--epochs", 1, "-o", "s.safetensors", code=130)
+    assert files() == {"s.safetensors.part"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["ink"], 2, "Missing argument 'IMAGE"),
+        (["ink", "photo.png"], 2, "Missing option '-o'"),
+        (["ink", "photo.png", "-o", "s.pt"], 2, "ends in '.pt', wanted a name that ends in .safetensors"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--preset", "best"], 2, "wanted one of paper, quality, fast"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--train", "all"], 2, "wanted one of fusion+decoder"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--epochs", "0"], 2, "epochs is 0"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--checkpoint", "s.safetensors"], 2, "name the same file"),
+        (["ink", "nothing.png", "-o", "s.safetensors"], 1, "nothing.png does not exist"),
+        (["ink", "bad.png", "-o", "s.safetensors"], 1, "bad.png is no picture"),
+        (["ink", "photo.png", "-o", "glass.safetensors"], 1, "glass.safetensors exists already"),
+        (["ink", "photo.png", "-o", "bad.png/s.safetensors"], 1, "bad.png is a file, not a folder"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--preview", "p.gif"], 1, "'.gif'"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--preview", "photo.png"], 1, "one of the pictures to fit on"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--checkpoint", "bad.png"], 1, "bad.png is no readable fit checkpoint"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--vgg", "nosuch.pth"], 1, "no VGG weights at nosuch.pth"),
+        (["ink", "photo.png", "-o", "s.safetensors", "--model", "weights/starter"], 1, "give a SigLIP checkpoint"),
+    ],
+)  # fmt: skip
+def test_fit_bad_usage(here, arguments, code, sentence):
+    Path("bad.png").write_bytes(b"no picture")
+    model = [] if "--model" in arguments else ["--model", "model"]
+    assert sentence in " ".join(run("fit", *arguments, *model, code=code).split())
+    assert files() == {"bad.png"}
+
+
+def test_a_fit_that_learns_nothing_writes_no_style(here, monkeypatch):
+    def not_finite(self):
+        raise FloatingPointError("loss nan")
+
+    monkeypatch.setattr("stylemamba.pipeline.prompt_fit.PromptFit.step", not_finite)
+    assert "nothing was learnt" in run(*FIT, "-o", "s.safetensors", code=1)
+    assert files() == set()
+
+
+# styles
+
+
+def test_styles_list(here):
+    Path("folder").mkdir()
+    for name in ("glass", "neon"):
+        Path("folder", f"{name}.safetensors").write_bytes(Path(f"{name}.safetensors").read_bytes())
+    Path("folder/broken.safetensors").write_bytes(b"nothing")
+    said = run("styles", "list", "folder")
+    assert all(
+        word in said for word in ("stained glass", "neon city", "AutoencoderKL", "Skipped: folder/broken")
+    )
+    Path("empty").mkdir()
+    assert run("styles", "list", "empty") == "No style file in empty.\n"
+    assert "nosuch is not a folder" in run("styles", "list", "nosuch", code=1)
+
+
+def test_styles_show(here):
+    said = run("styles", "show", "glass.safetensors", "--thumbnail", "t.jpg")
+    assert all(
+        word in said
+        for word in ("stained glass", "a plain photo", "AutoencoderKL", "epochs 2", "total", "█▁")
+    )
+    assert Image.open("t.jpg").size == (40, 48)
+    assert "t.jpg exists already" in run(
+        "styles", "show", "glass.safetensors", "--thumbnail", "t.jpg", code=1
+    )
+    assert "photo.png is no whole safetensors" in run("styles", "show", "photo.png", code=1)
+
+
+def test_a_prompt_cannot_command_the_terminal(here):
+    style = Style.load("glass.safetensors")
+    style.info["prompt"] = "\x1b[2Jgone [red]not a tag[/red]"
+    style.save("evil.safetensors")
+    said = run("styles", "show", "evil.safetensors")
+    assert "\x1b" not in said
+    assert "[red]not a tag[/red]" in said
+
+
+def test_styles_blend(here):
+    options = ["--weight", 0.7, "--weight", 0.3, "--strength", 0.9]
+    run(
+        "styles",
+        "blend",
+        "photo.png",
+        "glass.safetensors",
+        "neon.safetensors",
+        *options,
+        "--model",
+        "model",
+        "-o",
+        "b.png",
+    )
+    run("stylize", "photo.png", "--style", "glass.safetensors", "--style", "neon.safetensors", *options, "--model", "model",
+        "-o", "s.png")  # fmt: skip
+    assert Path("b.png").read_bytes() == Path("s.png").read_bytes()
+    wrong = run("styles", "blend", "photo.png", "glass.safetensors", "--weight", 1, "--weight", 2, code=2)
+    assert "got 1 styles and 2 weights" in wrong
+
+
+def test_sparkline():
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert sparkline([1.0]) == "▁"
+    assert len(sparkline(list(range(1000)))) == 32
+
+
+# score
+
+
+def test_score(here):
+    a_photo().save("copy.png")
+    said = run("score", "copy.png", "photo.png", "--json", "s.json")
+    assert "ssim" in said
+    report = json.loads(Path("s.json").read_text())
+    assert report["scores"]["ssim"]["value"] == pytest.approx(1, abs=1e-3)
+    assert report["scores"]["psnr"]["value"] is None  # infinite, which JSON cannot say
+    said = run("score", "copy.png", "photo.png", "--prompt", "ink", "--text-encoder", "siglip")
+    assert "siglip_cos" in said
+    assert "siglip_prob" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["photo.png"], 2, "Missing argument"),
+        (["photo.png", "photo.png", "--prompt", "ink"], 2, "--prompt and --text-encoder together"),
+        (["nothing.png", "photo.png"], 1, "nothing.png does not exist"),
+        (["photo.png", "nothing.png"], 1, "nothing.png does not exist"),
+        (["photo.png", "small.png"], 1, "wanted equal sizes"),
+        (["photo.png", "photo.png", "--json", "small.png"], 1, "small.png exists already"),
+        (["photo.png", "photo.png", "--prompt", "ink", "--text-encoder", "nosuch"], 1, "no model 'nosuch'"),
+        (["photo.png", "photo.png", "--prompt", "ink", "--text-encoder", "model/text_encoder"], 1, "holds no vision tower"),
+    ],
+)  # fmt: skip
+def test_score_bad_usage(here, arguments, code, sentence):
+    a_photo((20, 20)).save("small.png")
+    assert sentence in " ".join(run("score", *arguments, code=code).split())
+
+
+# demo and doctor
+
+
+def test_demo(here, bundled):
+    said = run("demo", "--device", "cpu").splitlines()
+    assert "fitted to paintings" in said[0]
+    assert said[1] == "stylemamba-demo.jpg"
+    sheet = np.asarray(Image.open("stylemamba-demo.jpg"))
+    assert sheet.shape[0] > 200 + 320 and sheet.shape[1] > 2 * 320  # two photos, the photo and one style
+    assert (sheet[:36] < 100).any()  # captions
+    run("demo")  # its own sheet may be replaced, a file that the user named may not
+    run("demo", "-o", "mine.jpg")
+    assert "exists already" in run("demo", "-o", "mine.jpg", code=1)
+    run("demo", "-o", "mine.jpg", "--overwrite")
+
+
+def test_demo_without_a_bundled_model(here, not_bundled):
+    assert "no model with styles" in run("demo", code=1)
+    assert "'.gif'" in run("demo", "-o", "sheet.gif", code=1)
+
+
+def test_doctor(here, bundled, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
+    said = run("doctor")
+    for word in (
+        "torch",
+        "scan ref",
+        "runs",
+        "device cpu",
+        "bundled model starter",
+        "1 styles",
+        "mamba_ssm",
+        "Hub cache",
+    ):
+        assert word in said
+
+
+def test_doctor_finds_models_in_the_hub_cache(here, monkeypatch):
+    cache = here / "cache"
+    for owner_name, config in (
+        ("stabilityai--ae", {"_class_name": "AutoencoderKL"}),
+        ("google--sig", {"model_type": "siglip"}),
+    ):
+        snapshot = cache / f"models--{owner_name}" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps(config))
+        (snapshot / "model.safetensors").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    said = run("doctor")
+    assert re.search(r"stabilityai/ae .*for --vae", said)
+    assert re.search(r"google/sig .*for --text-encoder", said)
+
+
+def test_doctor_says_what_is_broken(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "einops", None)
+    said = run("doctor", code=1)
+    assert "einops cannot be imported" in said
+
+
+# Errors
+
+
+def test_exit_codes_and_streams_of_the_real_command(here):
+    failed = subprocess.run(process("stylize", "nothing.png", "ink"), capture_output=True, text=True)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert (
+        failed.stderr == "Error: nothing.png does not exist: give a picture, a folder or a quoted pattern.\n"
+    )
+    misused = subprocess.run(process("stylize", "photo.png"), capture_output=True, text=True)
+    assert (misused.returncode, misused.stdout) == (2, "")
+    shown = subprocess.run(
+        process("stylize", "nothing.png", "ink", "--debug"), capture_output=True, text=True
+    )
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+    done = subprocess.run(
+        process("stylize", "photo.png", "ink", "--model", "model"), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "photo-ink.png\n", "")
+
+
+def test_an_unforeseen_error_is_a_sentence_too(here, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("odd\n  thing")
+
+    monkeypatch.setattr(StyleMambaPipeline, "__call__", fail)
+    said = run("stylize", "photo.png", "ink", "--model", "model", code=1)
+    assert said == "Error: RuntimeError: odd thing (run again with --debug to see where)\n"
+
+
+def test_a_failed_write_leaves_nothing(here, monkeypatch):
+    def disk_full(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", disk_full)
+    assert "No space left on device" in run("stylize", "photo.png", "ink", "--model", "model", code=1)
+    assert files() == set()

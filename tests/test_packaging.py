@@ -1,0 +1,165 @@
+"""The package: what is in it, what an import costs, and that its parts agree. Those tests that read pyproject.toml are
+skipped where only the wheel is installed."""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import stylemamba
+
+ROOT = Path(stylemamba.__file__).parent
+SOURCE = (ROOT / "pyproject.toml").is_file()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")) if SOURCE else {}
+needs_source = pytest.mark.skipif(not SOURCE, reason="needs the source tree: a wheel holds no pyproject.toml")
+
+
+def packages(folder: Path, name: str) -> list[str]:
+    inner = [p for p in folder.iterdir() if (p / "__init__.py").is_file()]
+    return [name, *(found for p in inner for found in packages(p, f"{name}.{p.name}"))]
+
+
+def name_and_bounds(requirement: str) -> tuple[str, str]:
+    name, bounds = re.fullmatch(r"([\w.-]+)(\[[\w,]+\])?\s*(.*)", requirement).group(1, 3)
+    return name.lower().replace("_", "-"), bounds.replace(" ", "")
+
+
+def fresh(script: str, *arguments: str, **kwargs) -> dict:
+    """What `script` prints as JSON, run by a Python that has imported nothing yet."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script, *arguments], capture_output=True, text=True, **kwargs
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class TestWhatIsInIt:
+    @needs_source
+    def test_every_package_folder_is_listed_in_pyproject(self):
+        assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(packages(ROOT, "stylemamba"))
+
+    @needs_source
+    def test_every_file_beside_the_weights_is_shipped(self):
+        globs = PROJECT["tool"]["setuptools"]["package-data"]["stylemamba.weights"]
+        files = [
+            p.relative_to(ROOT / "weights").as_posix() for p in (ROOT / "weights").rglob("*") if p.is_file()
+        ]
+        files = [p for p in files if not p.endswith((".py", ".pyc"))]
+        assert "registry.json" in files
+        # one level of folders for each star, as setuptools reads them
+        shipped = [p for p in files for g in globs if p.count("/") == g.count("/") and fnmatch(p, g)]
+        assert sorted(set(files) - set(shipped)) == []
+
+    def test_the_door_is_the_only_module_in_the_root(self):
+        assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]
+
+    def test_the_tests_are_no_package(self):
+        assert not (Path(__file__).parent / "__init__.py").exists()
+
+    def test_types_are_marked_as_shipped(self):
+        assert (ROOT / "py.typed").is_file()
+
+    @pytest.mark.parametrize("name", stylemamba.__all__)
+    def test_every_public_name_can_be_imported(self, name):
+        value = getattr(stylemamba, name)
+        assert name in dir(stylemamba)
+        assert name == "__version__" or value.__module__.startswith("stylemamba.pipeline.")
+
+    def test_an_unknown_name_is_an_attribute_error(self):
+        with pytest.raises(AttributeError, match="module 'stylemamba' has no attribute 'StyleMamba'"):
+            _ = stylemamba.StyleMamba
+
+    def test_names_of_the_contract(self):
+        assert {
+            "StyleMambaPipeline", "PromptFitConfig", "Style", "StyleFusion", "selective_scan", "selective_scan_ref",
+            "scan_backends", "scan_orders", "directional_loss", "masked_directional_loss", "second_order_loss",
+            "alpha_shift", "style_loss", "patch_mask", "content_loss", "mean_std_loss", "total_variation", "score",
+        } <= set(stylemamba.__all__)  # fmt: skip
+
+    def test_the_command_is_installed_and_can_be_loaded(self):
+        (command,) = importlib.metadata.entry_points(group="console_scripts", name="stylemamba")
+        assert callable(command.load())
+
+
+class TestAgreement:
+    def test_the_version_is_the_installed_one(self):
+        assert stylemamba.__version__ == importlib.metadata.version("stylemamba")
+
+    @needs_source
+    def test_the_version_is_that_of_pyproject_and_static(self):
+        assert stylemamba.__version__ == PROJECT["project"]["version"]
+        assert re.fullmatch(r"\d+\.\d+\.\d+", stylemamba.__version__) and "dynamic" not in PROJECT["project"]
+
+    @needs_source
+    def test_requirements_for_comfyui_are_dependencies_with_the_same_bounds_and_never_torch(self):
+        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        required = dict(name_and_bounds(line) for line in lines if line and line[0] != "#")
+        dependencies = dict(map(name_and_bounds, PROJECT["project"]["dependencies"]))
+        assert required and required.items() <= dependencies.items()
+        assert not {"torch", "torchvision", "torchaudio"} & required.keys()
+
+    @needs_source
+    def test_dependencies_have_lower_bounds_and_no_pins(self):
+        groups = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
+        for name, bounds in (name_and_bounds(line) for group in groups for line in group):
+            assert re.fullmatch(r">=[\d.]+", bounds), name
+
+    @needs_source
+    def test_the_extras_are_those_of_the_contract(self):
+        assert set(PROJECT["project"]["optional-dependencies"]) == {
+            "cuda", "test", "train", "scale", "ui", "docs",
+        }  # fmt: skip
+
+
+WATCHED_IMPORT = """
+import json, os, sys
+
+events, reads = [], []
+def watch(event, args):
+    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event.startswith(("socket.", "subprocess.", "os.mkdir", "os.rename", "os.remove", "os.link")):
+        events.append([event, str(args[0])])
+
+read = type(os.environ).__getitem__
+type(os.environ).__getitem__ = lambda self, key: reads.append(key) or read(self, key)
+sys.addaudithook(watch)
+import stylemamba
+stylemamba.__version__, dir(stylemamba)
+print(json.dumps({"heavy": sorted({"torch", "diffusers", "transformers", "numpy"} & set(sys.modules)), "events": events, "reads": reads}))
+"""
+
+WITHOUT_COMFYUI = """
+import importlib, json, pkgutil, sys
+
+asked = []
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution"}:
+            asked.append(name)
+
+sys.meta_path.insert(0, Watch())
+import stylemamba.pipeline
+names = [module.name for module in pkgutil.walk_packages(stylemamba.pipeline.__path__, "stylemamba.pipeline.")]
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({"asked": asked, "nodes": [n for n in sys.modules if n.startswith("stylemamba.nodes")], "names": names}))
+"""
+
+
+class TestImport:
+    def test_costs_no_heavy_library_no_file_no_socket_and_no_environment_variable(self, tmp_path):
+        assert fresh(WATCHED_IMPORT, cwd=tmp_path) == {"heavy": [], "events": [], "reads": []}
+        assert not list(tmp_path.iterdir())
+
+    def test_no_pipeline_module_imports_anything_of_comfyui_or_the_nodes(self, tmp_path):
+        seen = fresh(WITHOUT_COMFYUI, cwd=tmp_path)
+        assert {p.stem for p in (ROOT / "pipeline").glob("[!_]*.py")} <= {
+            n.split(".")[-1] for n in seen["names"]
+        }
+        assert seen["asked"] == [] and seen["nodes"] == []
