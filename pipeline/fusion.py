@@ -85,6 +85,7 @@ class FusionBlock(nn.Module):
         expand: int = 2,
         scan_order: str = "raster",
         conv: str = "causal",
+        ssm: str = "mamba",
     ) -> None:
         super().__init__()
         if reading not in READINGS:
@@ -95,7 +96,13 @@ class FusionBlock(nn.Module):
         self.names = READINGS[reading]
         if fuser == "mamba":
             self.mixer = MambaMixer(
-                d_model, d_state=d_state, d_conv=d_conv, expand=expand, scan_order=scan_order, conv=conv
+                d_model,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                scan_order=scan_order,
+                conv=conv,
+                ssm=ssm,
             )
         else:
             self.mixer = CrossAttentionMixer(d_model, cond_dim)
@@ -156,6 +163,7 @@ class StyleFusion(ModelMixin, ConfigMixin):
         expand: int = 2,
         scan_order: str = "raster",
         conv: str = "causal",
+        ssm: str = "mamba",
     ) -> None:
         super().__init__()
         sizes = {
@@ -186,6 +194,7 @@ class StyleFusion(ModelMixin, ConfigMixin):
                 expand=expand,
                 scan_order=scan_order,
                 conv=conv,
+                ssm=ssm,
             )
             for _ in range(depth)
         )

@@ -90,8 +90,13 @@ def collect(results: list[Content], output_type: str) -> list[Image.Image] | np.
     tensors = [r.rgb if r.alpha is None else torch.cat([r.rgb, r.alpha.to(r.rgb)], dim=1) for r in results]
     tensors = [t.float() for t in tensors]
     if output_type == "np":
-        arrays = [t.permute(0, 2, 3, 1).cpu().numpy() for t in tensors]
-        return np.concatenate(arrays) if len({a.shape for a in arrays}) == 1 else [a[0] for a in arrays]
+        stacked = stack([t.permute(0, 2, 3, 1) for t in tensors])  # (B, H, W, C)
+        return [t.cpu().numpy() for t in stacked] if isinstance(stacked, list) else stacked.cpu().numpy()
+    return stack(tensors)
+
+
+def stack(tensors: list[Tensor]) -> Tensor | list[Tensor]:
+    """Batches of one -> one batch, or a list without the batch axis where shapes differ."""
     return torch.cat(tensors) if len({t.shape for t in tensors}) == 1 else [t[0] for t in tensors]
 
 

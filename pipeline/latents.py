@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def vae_scale_factor(vae: nn.Module | None) -> int:
     """Pixels per latent, on a side."""
     config = getattr(vae, "config", None)
-    for name in ("block_out_channels", "down_block_out_channels", "encoder_block_out_channels"):
+    for name in ("down_block_out_channels", "block_out_channels", "encoder_block_out_channels"):
         channels = getattr(config, name, None)
         if channels is not None:
             return 2 ** (len(channels) - 1)

@@ -1,8 +1,8 @@
 """The Mamba mixer: mixes the tokens of an image along one or several scan paths.
 
 Responsible for: the projections, the convolution, the parameters of the scan and their initialisation. Knows nothing
-of normalisation, residuals or conditioning (`fusion.py`), nor of how a scan is computed (`selective_scan.py`) or which
-pixels a path visits (`scan_orders.py`).
+of normalisation, residuals or conditioning (`fusion.py`), nor of how a scan is computed (`selective_scan.py`,
+`ssd_scan.py`) or which pixels a path visits (`scan_orders.py`).
 
 Glossary (letters of the Mamba paper, arXiv 2312.00752):
     b, B        batch size in shapes; B is also the input matrix below
@@ -17,7 +17,9 @@ Glossary (letters of the Mamba paper, arXiv 2312.00752):
     B, C        (b, K, N, L) what a token writes into the state, what it reads from it
     D           (K, D) weight of the direct path from input to output
     z           (b, L, D) gate
-    h           (b, K, D, N) hidden state, lives inside `selective_scan`
+    h           (b, K, D, N) hidden state, lives inside the scan
+    H, P        Mamba-2 (arXiv 2405.21060): H heads of P channels, D = H * P; Delta, A and the skip weight are one a
+                head instead of one a channel (and state)
 """
 
 import math
@@ -28,6 +30,24 @@ from torch import Tensor, nn
 
 from .scan_orders import scan_orders
 from .selective_scan import selective_scan
+from .ssd_scan import ssd_scan
+
+
+class CausalConv(nn.Conv1d):
+    """A depthwise convolution over each token and those before it; (B, L, K, D) to the same shape, K paths alike.
+
+    It runs as a convolution of images one pixel high: for those, unlike for sequences, torch has a kernel that takes
+    the channels of a token side by side.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, paths, taps = x.shape[1], x.shape[2], self.kernel_size[0]
+        image = x.flatten(2).mT[:, :, None]  # (B, K*D, 1, L)
+        weight, bias = self.weight.repeat(paths, 1, 1)[:, :, None], self.bias.repeat(paths)
+        y = F.conv2d(image, weight, bias, padding=(0, taps - 1), groups=len(bias))[
+            ..., 0, :length
+        ]  # (B, K*D, L)
+        return y.mT.unflatten(2, (paths, -1))  # (B, L, K, D)
 
 
 class MambaMixer(nn.Module):
@@ -37,6 +57,10 @@ class MambaMixer(nn.Module):
     grouped scan; their outputs are put back in raster order and summed before the gate. `x_proj`, `dt_proj`,
     `dt_bias`, `A_log` and `D` hold one set per path, stacked in a leading axis of size K (also for K = 1); in and
     out projection and the convolution are shared.
+
+    ssm: "mamba", or "mamba2": the scan of Mamba-2, with heads of 64 channels (one head where there are fewer). What
+    surrounds it stays: B, C and Delta are made from the convolved tokens of each path, and the output is gated as
+    in Mamba, without the norm that Mamba-2 adds there for depth. `dt_rank` is for "mamba" only.
 
     conv: "causal", a depthwise convolution over the `d_conv` last tokens of each path, or "spatial", a depthwise
     3 x 3 convolution of the image before it is read along the paths.
@@ -54,38 +78,52 @@ class MambaMixer(nn.Module):
         dt_rank: int | None = None,
         scan_order: str = "raster",
         conv: str = "causal",
+        ssm: str = "mamba",
     ) -> None:
         super().__init__()
+        if ssm not in ("mamba", "mamba2"):
+            raise ValueError(f"ssm is {ssm!r}, wanted 'mamba' or 'mamba2'.")
         if conv not in ("causal", "spatial"):
             raise ValueError(f"conv is {conv!r}, wanted 'causal' or 'spatial'.")
         self.d_state = d_state
         self.d_inner = d_inner = expand * d_model
-        self.dt_rank = dt_rank = dt_rank or math.ceil(d_model / 16)
+        self.ssm = ssm
         self.scan_order = scan_order
         paths = len(scan_orders(scan_order, 1, 1)[0])
 
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         if conv == "causal":
-            self.conv = nn.Conv1d(d_inner, d_inner, d_conv, padding=d_conv - 1, groups=d_inner)
+            self.conv = CausalConv(d_inner, d_inner, d_conv, groups=d_inner)
         else:
             self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
-        self.x_proj = nn.Parameter(torch.empty(paths, dt_rank + 2 * d_state, d_inner))
-        self.dt_proj = nn.Parameter(torch.empty(paths, d_inner, dt_rank))
-        self.dt_bias = nn.Parameter(torch.empty(paths, d_inner))
-        self.A_log = nn.Parameter(torch.empty(paths, d_inner, d_state))
-        self.D = nn.Parameter(torch.empty(paths, d_inner))
+        if ssm == "mamba":
+            self.dt_rank = dt_rank = dt_rank or math.ceil(d_model / 16)
+            self.x_proj = nn.Parameter(torch.empty(paths, dt_rank + 2 * d_state, d_inner))
+            self.dt_proj = nn.Parameter(torch.empty(paths, d_inner, dt_rank))
+            self.dt_bias = nn.Parameter(torch.empty(paths, d_inner))
+            self.A_log = nn.Parameter(torch.empty(paths, d_inner, d_state))
+            self.D = nn.Parameter(torch.empty(paths, d_inner))
+        else:
+            self.heads = heads = d_inner // (math.gcd(d_inner, 64) if d_inner > 64 else d_inner)
+            self.x_proj = nn.Parameter(torch.empty(paths, heads + 2 * d_state, d_inner))
+            self.dt_bias = nn.Parameter(torch.empty(paths, heads))
+            self.A_log = nn.Parameter(torch.empty(paths, heads))
+            self.D = nn.Parameter(torch.empty(paths, heads))
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.reset_scan_parameters()
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Mamba's initialisation; a model-wide re-initialisation that touches these parameters must call this after."""
+        """Mamba's and Mamba-2's initialisation; a model-wide re-initialisation that touches these parameters must call this after."""
         nn.init.uniform_(self.x_proj, -(self.d_inner**-0.5), self.d_inner**-0.5)  # as nn.Linear's
-        nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        if self.ssm == "mamba":
+            nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
+        else:
+            self.A_log.uniform_(1, 16).log_()
         # Delta starts log-uniform between 1e-3 and 1e-1, and the bias is what softplus maps to it.
         dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -95,36 +133,60 @@ class MambaMixer(nn.Module):
                 f"(B, {height * width}, {self.in_proj.in_features}); pass the size of the token grid, not of the image."
             )
         orders, inverses = scan_orders(self.scan_order, height, width, x.device)  # (K, L) each
-        paths, length = orders.shape
+        paths = len(orders)
 
+        # The channels of a token stay side by side: whole tokens are moved, and projections need no transposed copy.
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, D) each
         if isinstance(self.conv, nn.Conv2d):
-            image = x.transpose(1, 2).unflatten(2, (height, width))  # (B, D, H, W)
-            x = self.conv(image).flatten(2).transpose(1, 2)  # (B, L, D)
-            u = x[:, orders].transpose(2, 3)  # (B, K, D, L)
+            image = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, D, H, W)
+            x = self.conv(image.contiguous(memory_format=torch.channels_last))  # (B, D, H, W)
+            x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, D)
+        if paths == 1:  # in raster order, as they are
+            u = x[:, :, None]  # (B, L, 1, D)
         else:
-            u = x[:, orders].transpose(2, 3)  # (B, K, D, L)
-            u = self.conv(u.flatten(0, 1))[..., :length].unflatten(0, (-1, paths))  # (B, K, D, L)
-        u = F.silu(u)  # (B, K, D, L)
+            u = x.index_select(1, orders.T.flatten()).unflatten(1, (-1, paths))  # (B, L, K, D)
+        u = F.silu(u if isinstance(self.conv, nn.Conv2d) else self.conv(u))  # (B, L, K, D)
 
+        y = self._mamba(u) if self.ssm == "mamba" else self._mamba2(u)  # (B, L, K, D)
+        if paths == 1:
+            y = y[:, :, 0]  # (B, L, D)
+        else:
+            places = inverses.T * paths + torch.arange(paths, device=x.device)  # (L, K)
+            y = y.flatten(1, 2).index_select(1, places.flatten()).unflatten(1, (-1, paths)).sum(2)  # (B, L, D)
+        return self.out_proj(y * F.silu(z))  # (B, L, d_model)
+
+    def _mamba(self, u: Tensor) -> Tensor:
         dt, B, C = torch.split(
-            torch.einsum("kcd,bkdl->bkcl", self.x_proj, u), (self.dt_rank, self.d_state, self.d_state), dim=2
-        )  # (B, K, R, L), (B, K, N, L), (B, K, N, L)
-        delta = torch.einsum("kdr,bkrl->bkdl", self.dt_proj, dt)  # (B, K, D, L)
+            torch.einsum("kcd,blkd->blkc", self.x_proj, u), (self.dt_rank, self.d_state, self.d_state), dim=3
+        )  # (B, L, K, R), (B, L, K, N), (B, L, K, N)
+        delta = torch.einsum("kdr,blkr->blkd", self.dt_proj, dt)  # (B, L, K, D)
         y = selective_scan(
-            u.flatten(1, 2),
-            delta.flatten(1, 2),
+            u.flatten(2).mT,
+            delta.flatten(2).mT,
             -torch.exp(self.A_log).flatten(0, 1),
-            B,
-            C,
+            B.permute(0, 2, 3, 1),
+            C.permute(0, 2, 3, 1),
             self.D.flatten(),
             delta_bias=self.dt_bias.flatten(),
             delta_softplus=True,
         )  # (B, K*D, L)
+        return y.mT.unflatten(2, u.shape[2:])  # (B, L, K, D)
 
-        y = y.unflatten(1, (paths, -1))  # (B, K, D, L)
-        y = y.gather(-1, inverses[:, None].expand_as(y)).sum(1).transpose(1, 2)  # (B, L, D)
-        return self.out_proj(y * F.silu(z))  # (B, L, d_model)
+    def _mamba2(self, u: Tensor) -> Tensor:
+        dt, B, C = torch.split(
+            torch.einsum("kcd,blkd->blkc", self.x_proj, u), (self.heads, self.d_state, self.d_state), dim=3
+        )  # (B, L, K, H), (B, L, K, N), (B, L, K, N)
+        y = ssd_scan(
+            u.unflatten(3, (self.heads, -1)).flatten(2, 3),
+            dt.flatten(2),
+            -torch.exp(self.A_log).flatten(),
+            B,
+            C,
+            self.D.flatten(),
+            dt_bias=self.dt_bias.flatten(),
+            dt_softplus=True,
+        )  # (B, L, K*H, P)
+        return y.flatten(2).unflatten(2, u.shape[2:])  # (B, L, K, D)
 
     def _apply(self, fn, recurse: bool = True):
         # `.half()` and `.to(dtype)` come through here; `.double()` and moves between devices pass as they are.

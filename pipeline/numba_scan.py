@@ -33,10 +33,12 @@ def numba_scan(
     channels, states = A.shape[-2:]
     dtype = torch.promote_types(u.dtype, torch.float32)
     none = u.new_zeros(channels)
-    # One convention for all: an axis of size 1 means "the same for every sample, or token".
+    # Both layouts are taken as they are; the tokens of an image usually come with their channels side by side.
+    tokens_first = u.stride(1) < u.stride(2)
+    # One convention for the rest: an axis of size 1 means "the same for every sample, or token".
     inputs = (
-        u,
-        delta,
+        u.mT if tokens_first else u,  # (B, L, D) or (B, D, L)
+        delta.mT if tokens_first else delta,
         A.reshape(-1, channels, states),  # (B or 1, D, N)
         _with_groups(B),  # (B or 1, G, N, L or 1)
         _with_groups(C),
@@ -44,7 +46,8 @@ def numba_scan(
         none if delta_bias is None else delta_bias,
     )
     inputs = (x.to(dtype).contiguous() for x in inputs)
-    y, h = _NumbaScan.apply(delta_softplus, torch.is_grad_enabled(), *inputs)
+    y, h = _NumbaScan.apply(tokens_first, delta_softplus, torch.is_grad_enabled(), *inputs)
+    y = y.mT if tokens_first else y  # (B, D, L)
     y = y if z is None else y * F.silu(z.to(dtype))
     return y.to(u.dtype), h
 
@@ -57,18 +60,21 @@ def _with_groups(x: Tensor) -> Tensor:
 
 
 class _NumbaScan(torch.autograd.Function):
-    """y (B, D, L) and h_L (B, D, N). Keeps the state before every chunk (N / CHUNK of the size of u)."""
+    """y, in the layout of u, and h_L (B, D, N). Keeps the state before every chunk (N / CHUNK of the size of u)."""
 
     @staticmethod
-    def forward(ctx, softplus: bool, grad_enabled: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, tokens_first: bool, softplus: bool, grad_enabled: bool, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         u, delta, A, *others = inputs
         training = grad_enabled and any(ctx.needs_input_grad)
-        kept = 1 + math.ceil(u.shape[2] / CHUNK) if training else 1
+        length = u.shape[1 if tokens_first else 2]
+        kept = 1 + math.ceil(length / CHUNK) if training else 1
         states = u.new_zeros(u.shape[0], kept, *A.shape[1:])  # (B, chunks + 1 or 1, D, N)
-        y = torch.empty_like(u)  # (B, D, L)
+        y = torch.empty_like(u)
         inputs = (u, delta, A * LOG2E, *others)
-        _run(scan, _jobs(u, A), _threads(u, A), *inputs, softplus, y, states)
-        ctx.softplus = softplus
+        _run(scan, _jobs(u, A), _threads(u, A), tokens_first, *inputs, softplus, y, states)
+        ctx.tokens_first, ctx.softplus = tokens_first, softplus
         ctx.save_for_backward(*inputs, states)
         return y, states[:, -1].clone()
 
@@ -90,10 +96,11 @@ class _NumbaScan(torch.autograd.Function):
             u.new_zeros(batch, *D.shape[1:]),
         )
         carried = grad_h.clone(memory_format=torch.contiguous_format)  # (B, D, N)
-        arguments = (*inputs, ctx.softplus, states, grad_y.contiguous(), carried, *grads)
+        arguments = (ctx.tokens_first, *inputs, ctx.softplus, states, grad_y.contiguous(), carried, *grads)
         _run(scan_gradients, jobs, _threads(u, A), *arguments)
         grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D = grads
         return (
+            None,
             None,
             None,
             grad_u,
@@ -102,7 +109,7 @@ class _NumbaScan(torch.autograd.Function):
             grad_B.sum(1).sum_to_size(B.shape),
             grad_C.sum(1).sum_to_size(C.shape),
             grad_D.sum_to_size(D.shape),
-            grad_delta.sum((0, 2)),
+            grad_delta.sum((0, 1 if ctx.tokens_first else 2)),
         )
 
 
@@ -112,7 +119,7 @@ def _threads(u: Tensor, A: Tensor) -> int:
 
 def _jobs(u: Tensor, A: Tensor, most: int | None = None) -> list[tuple[int, int, int, int]]:
     """(sample, slice, first channel, channel after the last): enough slices to keep all threads busy."""
-    batch, channels, _ = u.shape
+    batch, channels = len(u), A.shape[1]
     threads = _threads(u, A)
     slices = min(threads // math.gcd(threads, batch), channels, most or channels)
     edges = [channels * i // slices for i in range(slices + 1)]

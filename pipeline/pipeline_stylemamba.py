@@ -22,12 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .controls import enforce_structure, keep_colors, resize, stroke_size
 from .fit_config import PromptFitConfig
 from .fusion import StyleFusion
-from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask
+from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask, stack
 from .latents import decode_latents, encode_latents, unscale_latents, vae_scale_factor
 from .loading import PipelineLoading
 from .padding import pad_to_multiple
 from .perceptual import VGGFeatures
 from .prompt_fit import FitProgress, PromptFit
+from .prompts import Prompt, as_mixtures, describe
 from .siglip_encoder import SiglipEncoder
 from .style import Style
 from .style_decoder import StyleDecoder, blend_changes
@@ -36,8 +37,6 @@ from .style_set import StyleSet
 
 logger = logging.getLogger(__name__)
 
-WeightedPrompts = Sequence[tuple[str, float]]
-Prompt = str | WeightedPrompts
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -188,7 +187,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         templates: sentences with `{}` where the prompt goes; their embeddings are averaged.
         """
         rows = []
-        for mixture in _as_mixtures(prompt):
+        for mixture in as_mixtures(prompt):
             used = [(text, weight) for text, weight in mixture if weight != 0] or mixture
             texts = [template.format(text) for text, _ in used for template in templates]
             embeds = self.encoder.embed_texts(texts, self._execution_device)
@@ -290,7 +289,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         # 3. One pass for each size
         groups = _group_by_size(contents)
         self._num_timesteps = len(groups)
-        results: list[Content | Tensor | None] = [None] * len(contents)
+        results: dict[int, Content | Tensor] = {}
         with self.progress_bar(total=len(groups)) as bar:
             for step, ((height, width), members) in enumerate(groups.items()):
                 rgb = torch.cat([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
@@ -307,33 +306,24 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
                     given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
                     fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
                 if output_type == "latent":
-                    for i, one in zip(members, fused.split(1), strict=True):
-                        results[i] = one
+                    results.update(zip(members, fused.split(1), strict=True))
                 else:
                     stylized = self.decode(fused, cond, strength)  # (B, 3, H', W')
                     self._require_finite(stylized, "decoding")
                     stylized = stylized[..., : work.shape[-2], : work.shape[-1]].clamp(0, 1)
                     stylized = enforce_structure(resize(stylized, (height, width)), rgb, structure)
-                    stylized = keep_colors(stylized, rgb) if preserve_color else stylized
+                    stylized = keep_colors(stylized, rgb) if preserve_color else stylized  # (B, 3, H, W)
+                    if masks is not None:
+                        stylized = composite(rgb, stylized, torch.cat([masks[i] for i in members]))
                     for i, one in zip(members, stylized.split(1), strict=True):
                         results[i] = Content(one, contents[i].alpha)
                 bar.update()
                 if self._interrupt:
                     break
 
-        # 4. Masks, and the form asked for
-        if output_type == "latent":
-            done = [r for r in results if r is not None]
-            images = torch.cat(done) if len({r.shape for r in done}) == 1 else [r[0] for r in done]
-        else:
-            done = []
-            for i, result in enumerate(results):
-                if result is not None:
-                    rgb = result.rgb
-                    if masks is not None:
-                        rgb = composite(contents[i].rgb.to(rgb.device), rgb, masks[i])
-                    done.append(Content(rgb, result.alpha))
-            images = collect(done, output_type)
+        # 4. In the order of the input, in the form asked for
+        done = [results[i] for i in sorted(results)]
+        images = stack(done) if output_type == "latent" else collect(done, output_type)
         self.maybe_free_model_hooks()
         return StyleMambaPipelineOutput(images=images) if return_dict else (images,)
 
@@ -356,7 +346,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         checkpoint: a path where progress is kept; a fit that was left early goes on from there.
         """
         config = config or PromptFitConfig()
-        mixtures = _as_mixtures(prompt)
+        mixtures = as_mixtures(prompt)
         if len(mixtures) != 1:
             raise ValueError(
                 f"got {len(mixtures)} prompts, wanted one, or [(prompt, weight), ...] for a mixed style."
@@ -370,7 +360,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             fit = PromptFit(
                 self,
                 read_images(image),
-                prompt=_describe(mixtures[0]),
+                prompt=describe(mixtures[0]),
                 prompt_embeds=prompt_embeds,
                 source_embeds=source_embeds,
                 config=config,
@@ -454,44 +444,6 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
                 f"{stage} gave NaN or infinite values in {tensor.dtype}: load the pipeline with dtype=torch.float32 (some "
                 "autoencoders overflow in half precision), or check the weights of the style."
             )
-
-
-def _as_mixtures(prompt: Prompt | list[Prompt]) -> list[list[tuple[str, float]]]:
-    """Every form of `prompt` -> one list of (text, weight) for each row."""
-    if isinstance(prompt, str):
-        return [[(prompt, 1.0)]]
-    if not isinstance(prompt, (list, tuple)) or not prompt:
-        raise ValueError(
-            f"prompt is {prompt!r:.80}, wanted a string, a list of strings or [(prompt, weight), ...]."
-        )
-    if all(_is_weighted(item) for item in prompt):
-        return [[(text, float(weight)) for text, weight in prompt]]
-    mixtures = []
-    for item in prompt:
-        if isinstance(item, str):
-            mixtures.append([(item, 1.0)])
-        elif isinstance(item, (list, tuple)) and item and all(_is_weighted(pair) for pair in item):
-            mixtures.append([(text, float(weight)) for text, weight in item])
-        else:
-            raise ValueError(
-                f"prompt has {item!r:.80}, wanted a string or a list of (prompt, weight) in its place."
-            )
-    return mixtures
-
-
-def _is_weighted(item) -> bool:
-    return (
-        isinstance(item, (list, tuple))
-        and len(item) == 2
-        and isinstance(item[0], str)
-        and isinstance(item[1], (int, float))
-    )
-
-
-def _describe(mixture: WeightedPrompts) -> str:
-    if len(mixture) == 1:
-        return mixture[0][0]
-    return " + ".join(f"{weight:g} {text}" for text, weight in mixture)
 
 
 def _match(

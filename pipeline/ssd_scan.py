@@ -75,3 +75,52 @@ def ssd_scan(
             y = y * F.silu(z.to(dtype))
     y = y.to(x.dtype)
     return (y, h.flatten(1, 2)) if return_last_state else y
+
+
+def _segment_decays(log_decay: Tensor) -> Tensor:
+    """(..., T) -> (..., T, T + 1): what is left at the end of token t of the state before token s, 0 for s > t + 1.
+
+    Sums of the log decays between the two, each added up from s on: as differences of one running sum they would
+    lose the digits of the small ones.
+    """
+    tokens = log_decay.shape[-1]
+    later = torch.ones(tokens, tokens + 1, device=log_decay.device, dtype=log_decay.dtype).tril()
+    return (log_decay[..., None] * later).cumsum(-2).exp().tril(1)
+
+
+def _check_shapes(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    chunk: int,
+) -> None:
+    if x.dim() != 4 or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(
+            f"x is {x.dtype} {tuple(x.shape)}, wanted floating point (b, L, H, P) without an empty axis; "
+            "split the channels into heads: x.unflatten(-1, (heads, -1))."
+        )
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}, wanted at least 1.")
+    batch, length, heads, width = x.shape
+    fitting = B.dim() == 4 and B.shape[2] > 0 and heads % B.shape[2] == 0
+    states = (batch, length, B.shape[2] if fitting else f"a divisor of {heads}", B.shape[-1])
+    for name, given, wanted in [
+        ("dt", dt, [(batch, length, heads)]),
+        ("A", A, [(heads,)]),
+        ("B", B, [states]),
+        ("C", C, [states]),
+        ("D", D, [(heads,), (heads, width)]),
+        ("z", z, [tuple(x.shape)]),
+        ("dt_bias", dt_bias, [(heads,)]),
+    ]:
+        if given is not None and tuple(given.shape) not in wanted:
+            shapes = " or ".join(f"({', '.join(map(str, shape))})" for shape in wanted)
+            raise ValueError(
+                f"{name} is {tuple(given.shape)}, wanted {shapes}: x (b, L, H, P) is {tuple(x.shape)}; "
+                f"reshape {name}, or whichever of the two is wrong."
+            )

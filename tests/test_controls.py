@@ -92,5 +92,4 @@ class TestStrokes:
         assert abs(resized.mean() - CONTENT.round().mean()) < 0.03
 
     def test_shrinking_does_not_alias(self):
-        stripes = (torch.arange(64) % 2).float().expand(1, 3, 64, 64)
-        assert (resize(stripes, (16, 16))[..., 2:-2] - 0.5).abs().max() < 0.05
+        assert resize(random(1, 3, 128, 128), (16, 16)).std() < 0.1  # noise averages out

@@ -270,6 +270,9 @@ class TestGivingBack:
         ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
         assert np.array_equal(np.array(to_pil(one(ramp).rgb))[..., 0], ramp)
 
+    def test_rounds_to_the_nearest_count(self):
+        assert to_pil(torch.full((1, 3, 16, 16), 99.6 / 255)).getpixel((0, 0)) == (100, 100, 100)
+
     def test_out_of_range_is_clamped_and_not_wrapped(self):
         assert to_pil(torch.full((1, 3, 16, 16), 1.2)).getpixel((0, 0)) == (255, 255, 255)
         assert to_pil(torch.full((1, 3, 16, 16), -0.2)).getpixel((0, 0)) == (0, 0, 0)

@@ -64,6 +64,14 @@ def test_the_scale_factor_is_the_one_the_network_has(kind, levels):
     assert decode_latents(vae, latents).shape == (2, 3, 32, 32)
 
 
+def test_of_an_uneven_autoencoder_the_side_that_makes_latents_counts():
+    uneven = AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, down_block_out_channels=(8,) * 3, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, up_block_out_channels=(8,) * 4,
+    )  # fmt: skip
+    assert vae_scale_factor(uneven) == 4
+
+
 def test_without_an_autoencoder_the_factor_is_that_of_stable_diffusion():
     assert vae_scale_factor(None) == 8
 

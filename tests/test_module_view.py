@@ -89,6 +89,15 @@ def test_hooks_of_offloading_are_left_behind(vae):
         torch.testing.assert_close(view(pictures()).sample, vae(pictures()).sample)
 
 
+def test_hooks_are_not_even_copied_on_the_way(vae):
+    class Uncopyable(accelerate.hooks.ModelHook):
+        def __deepcopy__(self, memo):
+            raise AssertionError("a hook may hold all weights of a model")
+
+    accelerate.hooks.add_hook_to_module(vae.decoder, Uncopyable())
+    assert storages(module_view(vae)) == storages(vae)
+
+
 def test_weights_offloaded_piece_by_piece_give_one_clear_sentence(vae):
     accelerate.cpu_offload(vae, "cpu")
     with pytest.raises(ValueError, match="enable_sequential_cpu_offload"):

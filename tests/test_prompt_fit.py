@@ -272,6 +272,15 @@ def test_a_closed_gate_keeps_the_second_order_loss_out_and_says_so(pipe, photo, 
     assert "The second-order loss never counted in this fit: L_dir stayed at or above theta = 0" in messages()
 
 
+def test_the_gate_looks_at_the_loss_without_its_guard(pipe, photo):
+    options = {"epochs": 6, "delta": 0.5}  # a guard that moves L_dir by much
+    losses = fit(pipe, photo, **options).info["losses"]
+    guarded, unguarded = losses["dir"][5], losses["dir_unguarded"][5]
+    assert abs(guarded - unguarded) > 0.01
+    for theta in (unguarded - 1e-3, unguarded + 1e-3):
+        assert fit(pipe, photo, theta=theta, **options).info["second_order_steps"] == int(unguarded < theta)
+
+
 def test_an_open_gate_is_counted_and_not_complained_of(pipe, pictures, messages):
     style = fit(pipe, pictures, epochs=8, steps_per_epoch=2, theta=2.5)
     assert style.info["second_order_steps"] == 2 * len(pictures)
@@ -448,6 +457,22 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_that_step_alone(resting, pictures,
     assert steps == [3, 4] and same(resumed, wanted)
 
 
+def test_ctrl_c_between_an_update_and_its_count_is_not_written(resting, pictures, tmp_path):
+    wanted = whole(resting, tuple(pictures), "fusion", 3)
+    checkpoint = tmp_path / "fit.safetensors"
+    one = prepared(resting, pictures, train="fusion", steps_per_epoch=3, **SHORT)
+
+    def interrupt(*_):
+        if one.done == 4:
+            raise KeyboardInterrupt
+
+    one.optimizer.register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(checkpoint=checkpoint)
+    options = {"train": "fusion", "steps_per_epoch": 3, **SHORT}
+    assert same(fit(resting, pictures, checkpoint=checkpoint, **options), wanted)
+
+
 def test_a_finished_fit_is_read_from_its_checkpoint(resting, pictures, tmp_path):
     checkpoint, steps = tmp_path / "fit.safetensors", []
     wanted = fit(resting, pictures, checkpoint=checkpoint, **SHORT)
@@ -563,6 +588,9 @@ def test_no_component_is_changed(pipe, photo, train):
 
 
 def test_training_mode_of_the_components_is_of_no_concern(pipe, photo):
+    for part in pipe.image_encoder.modules():
+        if hasattr(part, "dropout"):
+            part.dropout = 0.5
     wanted = fit(pipe, photo, **SHORT)
     pipe.vae.train()
     pipe.image_encoder.train()
@@ -702,7 +730,7 @@ def test_a_fit_works_with_the_tiny_autoencoder(components, taesd, photo):
     pipe = quiet(StyleMambaPipeline(**components(vae=taesd)))
     for train in MODES:
         values = fit(pipe, photo, train=train, lr=3e-3).info["losses"]["dir_unguarded"]
-        assert np.mean(values[-5:]) < 0.95 * np.mean(values[:5]), values
+        assert values[-1] < min(values[:5])  # this random autoencoder passes little on
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -780,6 +808,20 @@ def test_a_fit_that_breaks_gives_its_best_finite_state_and_says_so(pipe, photo, 
     assert all(torch.equal(value, wanted[name]) for name, value in tensors_of(style).items())
     style.save(tmp_path / "style.safetensors")
     assert same(Style.load(tmp_path / "style.safetensors"), style)
+
+
+def test_the_best_state_from_before_an_interruption_is_not_forgotten(pipe, photo, tmp_path):
+    options = {"epochs": 8, "lr": 3e-3, "content_weights": (150, 150), "masked_variant": "same_mask"}
+    handle = turn_to_nan_after(pipe.perceptual, 1 + 4)
+    wanted = fit(pipe, photo, **options)
+    handle.remove()
+    checkpoint = tmp_path / "fit.safetensors"
+    fit(pipe, photo, checkpoint=checkpoint, callback=stop_after(4), **options)
+    handle = turn_to_nan_after(pipe.perceptual, 1)  # so that the first step behind the interruption fails
+    resumed = fit(pipe, photo, checkpoint=checkpoint, **options)
+    handle.remove()
+    assert 0 < np.argmin(wanted.info["losses"]["total"]) < 4
+    assert same(resumed, wanted)
 
 
 def test_totals_are_compared_under_one_content_weight_only(pipe, photo):

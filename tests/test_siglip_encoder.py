@@ -173,8 +173,7 @@ class TestPictures:
             torch.testing.assert_close(encoder.embed_images(image[None])[0], embeds)
 
     def test_shrinking_does_not_alias(self, encoder):
-        stripes = (torch.arange(256) % 2).float().expand(1, 3, 256, 256)
-        assert encoder.pixels(stripes).abs().max() < 0.1  # grey is 0 in [-1, 1]
+        assert encoder.pixels(torch.rand(1, 3, 256, 256)).std() < 0.15  # noise averages out
 
     def test_half_precision_towers_give_float32_unit_vectors(self, encoder):
         encoder.image_encoder.to(torch.bfloat16)
