@@ -31,8 +31,8 @@ def chunked_scan(
         u,
         delta,
         A[..., None] if A.dim() == 3 else A[None, ..., None],  # (B or 1, D, N, 1)
-        _with_groups(B),  # (B or 1, G, N, L or 1)
-        _with_groups(C),
+        with_groups(B),  # (B or 1, G, N, L or 1)
+        with_groups(C),
         None if D is None else D.reshape(-1, D.shape[-1], 1),  # (B or 1, D, 1)
         z,
         None if delta_bias is None else delta_bias[None, :, None],  # (1, D, 1)
@@ -41,7 +41,7 @@ def chunked_scan(
     return _ChunkedScan.apply(delta_softplus, training, *inputs)
 
 
-def _with_groups(x: Tensor) -> Tensor:
+def with_groups(x: Tensor) -> Tensor:
     """B or C with its groups spelled out; a constant one has as many groups as channels."""
     if x.dim() == 2:
         return x[None, ..., None]  # (1, D, N, 1)

@@ -152,7 +152,9 @@ class MambaMixer(nn.Module):
             y = y[:, :, 0]  # (B, L, D)
         else:
             places = inverses.T * paths + torch.arange(paths, device=x.device)  # (L, K)
-            y = y.flatten(1, 2).index_select(1, places.flatten()).unflatten(1, (-1, paths)).sum(2)  # (B, L, D)
+            y = (
+                y.flatten(1, 2).index_select(1, places.flatten()).unflatten(1, (-1, paths)).sum(2)
+            )  # (B, L, D)
         return self.out_proj(y * F.silu(z))  # (B, L, d_model)
 
     def _mamba(self, u: Tensor) -> Tensor:

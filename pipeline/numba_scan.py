@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .chunked_scan import with_groups
 from .numba_kernels import CHUNK, LOG2E, scan, scan_gradients
 
 _STATES_A_THREAD = 2**18  # work that repays the start of a thread, about 0.1 ms
@@ -40,8 +41,8 @@ def numba_scan(
         u.mT if tokens_first else u,  # (B, L, D) or (B, D, L)
         delta.mT if tokens_first else delta,
         A.reshape(-1, channels, states),  # (B or 1, D, N)
-        _with_groups(B),  # (B or 1, G, N, L or 1)
-        _with_groups(C),
+        with_groups(B),  # (B or 1, G, N, L or 1)
+        with_groups(C),
         (none if D is None else D).reshape(-1, channels),  # (B or 1, D)
         none if delta_bias is None else delta_bias,
     )
@@ -50,13 +51,6 @@ def numba_scan(
     y = y.mT if tokens_first else y  # (B, D, L)
     y = y if z is None else y * F.silu(z.to(dtype))
     return y.to(u.dtype), h
-
-
-def _with_groups(x: Tensor) -> Tensor:
-    """B or C with its groups spelled out; a constant one has as many groups as channels."""
-    if x.dim() == 2:
-        return x[None, ..., None]  # (1, D, N, 1)
-    return x[:, None] if x.dim() == 3 else x  # (B, G, N, L)
 
 
 class _NumbaScan(torch.autograd.Function):

@@ -189,7 +189,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         rows = []
         for mixture in as_mixtures(prompt):
             used = [(text, weight) for text, weight in mixture if weight != 0] or mixture
-            texts = [template.format(text) for text, _ in used for template in templates]
+            texts = [template.replace("{}", text) for text, _ in used for template in templates]
             embeds = self.encoder.embed_texts(texts, self._execution_device)
             embeds = embeds.unflatten(0, (len(used), len(templates)))  # (prompts, templates, E)
             embeds = (

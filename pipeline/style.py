@@ -182,10 +182,13 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def describe_component(module: nn.Module) -> dict[str, str]:
-    """What a style records of a model it was fitted on."""
+    """What a style records of a model it was fitted on. Of a local folder only the last part of its path: style files are
+    given to others."""
+    source = str(getattr(module.config, "_name_or_path", ""))
+    is_folder = os.path.isabs(source) or os.path.isdir(source)
     return {
         "class": type(module).__name__,
-        "name": str(getattr(getattr(module, "config", None), "_name_or_path", "")),
+        "name": Path(source).name if is_folder else source,
         "fingerprint": fingerprint(module),
     }
 

@@ -79,9 +79,10 @@ def test_a_fresh_fusion_is_the_identity_bit_for_bit(preset, reading, fuser):
 
 @pytest.mark.parametrize("scan_order", ORDERS)
 @pytest.mark.parametrize("conv", ["causal", "spatial"])
+@pytest.mark.parametrize("ssm", ["mamba", "mamba2"])
 @each_reading
-def test_identity_holds_for_every_scan_order(scan_order, conv, reading):
-    fusion = small(scan_order=scan_order, conv=conv, reading=reading)
+def test_identity_holds_for_every_scan(scan_order, conv, ssm, reading):
+    fusion = small(scan_order=scan_order, conv=conv, ssm=ssm, reading=reading)
     latents = draw(2, 4, 5, 7)
     assert same_bits(fusion(latents, prompts(2)), latents)
 
@@ -117,6 +118,7 @@ VARIANTS = {
     "blocks on the tokens": {},
     "blocks between projections": {"d_model": 24},
     "four spatial paths": {"scan_order": "zigzag", "conv": "spatial"},
+    "Mamba-2": {"ssm": "mamba2"},
 }
 
 
@@ -311,7 +313,7 @@ def test_fusers_have_the_same_width():
     [
         {"reading": "B"},
         {"fuser": "cross_attention"},
-        {"scan_order": "zigzag", "conv": "spatial", "d_model": 24},
+        {"scan_order": "zigzag", "conv": "spatial", "d_model": 24, "ssm": "mamba2"},
     ],
     ids=str,
 )
@@ -390,6 +392,7 @@ def test_wrong_shapes_are_named_with_the_wanted_ones(latents, embeds, sentence):
         ({"reading": "E"}, "reading is 'E', wanted one of A, B, C, D"),
         ({"fuser": "mlp"}, "fuser is 'mlp', wanted 'mamba' or 'cross_attention'"),
         ({"scan_order": "spiral"}, "scan order 'spiral' is unknown"),
+        ({"ssm": "mamba3"}, "ssm is 'mamba3', wanted 'mamba' or 'mamba2'"),
         ({"conv": "none"}, "conv is 'none', wanted 'causal' or 'spatial'"),
         ({"depth": 0}, "depth is 0, wanted a whole number from 1 on"),
         ({"unshuffle": -8}, "unshuffle is -8, wanted a whole number from 1 on"),

@@ -278,7 +278,10 @@ def test_the_gate_looks_at_the_loss_without_its_guard(pipe, photo):
     guarded, unguarded = losses["dir"][5], losses["dir_unguarded"][5]
     assert abs(guarded - unguarded) > 0.01
     for theta in (unguarded - 1e-3, unguarded + 1e-3):
-        assert fit(pipe, photo, theta=theta, **options).info["second_order_steps"] == int(unguarded < theta)
+        info, opened = fit(pipe, photo, theta=theta, **options).info, unguarded < theta
+        terms = {name: values[5] for name, values in info["losses"].items()}
+        assert info["second_order_steps"] == int(opened) and terms["so"] > 1e-3
+        assert terms["style"] == pytest.approx(terms["dir"] + terms["md"] + opened * terms["so"], rel=1e-5)
 
 
 def test_an_open_gate_is_counted_and_not_complained_of(pipe, pictures, messages):
@@ -671,7 +674,7 @@ def test_any_picture_can_be_fitted(pipe, photo, mode):
 
 
 def test_templates_are_averaged_on_both_sides(pipe, photo):
-    templates = ("{}", "a picture of {}", "{} on paper")
+    templates = ("{}", "a picture of {}", "{} on {paper}")  # braces of its own are words
     recorder = Recorder(pipe.image_encoder)
     style = fit(pipe, photo, epochs=1, templates=templates)
 

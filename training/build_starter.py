@@ -30,6 +30,7 @@ def main() -> None:
     args = parser.parse_args()
 
     vae = AutoencoderTiny.from_pretrained(args.vae)
+    vae.register_to_config(_name_or_path="starter/vae")  # not the folder of the machine it was trained on
     photos = [f for f in picture_files(args.data / "eval") if f.name.startswith("content")]
     crops = Pictures(photos, side=300).crops(24, 256, random.Random(0))
     with torch.no_grad():

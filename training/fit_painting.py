@@ -3,9 +3,8 @@
     python training/fit_painting.py VAE PAIRS PAINTING -o STYLE.safetensors --title "The Great Wave" --minutes 8
 
 VAE is the autoencoder's folder, PAIRS what teach_pairs.py wrote, PAINTING the name of a folder in it. Trains a fresh
-`tiny` fusion and the decoder towards the teacher's pictures, with the loss of the autoencoder. With --vgg and --picture
-the statistics of the painting's own VGG features (mean_std_loss) join in, which makes strokes crisp; --start goes on from
-a style file. No words are involved: the embedding of the style is a fixed vector, and it is applied without a prompt.
+`tiny` fusion and the decoder, from the same loss as the autoencoder's. No words are involved: the embedding of
+the style is a fixed vector, and the style is applied without a prompt.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 
 import torch
-from antialiased_vgg import AntialiasedVGG
 from diffusers import AutoencoderTiny
 from pictures import picture_files, read
 from PIL import Image
@@ -25,7 +23,6 @@ from train_autoencoder import picture_distance
 from stylemamba import Style, StyleFusion
 from stylemamba.pipeline.images import to_pil
 from stylemamba.pipeline.latents import encode_latents, unscale_latents
-from stylemamba.pipeline.losses import mean_std_loss
 from stylemamba.pipeline.style import describe_component, library_versions, timestamp
 from stylemamba.pipeline.style_decoder import StyleDecoder
 
@@ -48,10 +45,6 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--title", required=True)
     parser.add_argument("--source", required=True, help="where the painting is from, and its licence")
-    parser.add_argument("--start", type=Path, help="a style file to go on from")
-    parser.add_argument("--vgg", type=Path, help="stlpips-pytorch's vgg_shift_tolerant.pth")
-    parser.add_argument("--picture", type=Path, help="the painting itself, wanted with --vgg")
-    parser.add_argument("--style-weight", type=float, default=0.3)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=6)
@@ -64,15 +57,6 @@ def main() -> None:
     targets = [read(f, _short(f)) for f in picture_files(args.pairs / args.painting)]
     fusion, decoder = starter_fusion(vae), StyleDecoder(vae)
     decoder.changes = {name: change.requires_grad_() for name, change in decoder.full_changes().items()}
-    if args.start:
-        start = Style.load(args.start)
-        fusion.load_state_dict(start.fusion)
-        decoder.changes = {name: start.decoder[name].float().requires_grad_() for name in decoder.changes}
-    vgg = wanted_maps = None
-    if args.vgg:
-        vgg = AntialiasedVGG(args.vgg)
-        with torch.no_grad():
-            wanted_maps = vgg.features(read(args.picture, 384)[None].float() / 255)
     optimizer = torch.optim.Adam([*fusion.parameters(), *decoder.changes.values()], lr=args.lr)
     embedding = torch.eye(COND_DIM)[:1]  # one for every style: each has a fusion of its own
 
@@ -90,13 +74,7 @@ def main() -> None:
             for i in rng.choices(range(len(photos)), k=args.batch)
         ]
         images, wanted = (torch.stack(side).float() / 127.5 - 1 for side in zip(*pairs, strict=True))
-        result = stylize(images)
-        loss = picture_distance(result, wanted)
-        if vgg is not None:
-            maps = vgg.features(result / 2 + 0.5)
-            # Statistics of the batch, not of each crop: a crop of sky need not hold every colour of the painting.
-            whole = [m.transpose(0, 1).flatten(1)[None, ..., None] for m in maps]  # (1, C, B*h*w, 1)
-            loss = loss + args.style_weight * mean_std_loss(whole, wanted_maps)
+        loss = picture_distance(stylize(images), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,9 +94,7 @@ def main() -> None:
         "created": timestamp(),
         "seed": args.seed,
         "fitted_to": args.source,
-        "recipe": (start.info["recipe"] + "; then " if args.start else "")
-        + f"{step} steps, batch {args.batch}, crops of {args.crop} px, lr {args.lr}"
-        + (f", mean_std_loss x {args.style_weight}" if args.vgg else ""),
+        "recipe": f"training/fit_painting.py, {step} steps of batch {args.batch}, crops of {args.crop} px, lr {args.lr}",
         "losses": {"total": losses[::10]},
         "base": {"vae": describe_component(vae)},
         "versions": library_versions(),
