@@ -70,9 +70,8 @@ class FitContent:
     pixels: Tensor  # (1, 3, S, S), what the image encoder saw
     features: Tensor  # (1, E)
     distance: Callable[[Tensor], dict[str, Tensor]]  # content terms of a result
-    snapshots: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # epoch -> features of the result when it began
+    # epoch -> features of the result when it began
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
 
 
 class PromptFit:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .fusion import StyleFusion
@@ -65,8 +66,10 @@ class StyleSet:
         for name, weight in self.active.items():
             fusion = self._fusions[name]
             if (fusion.device, fusion.dtype) != (latents.device, latents.dtype):
-                # Not diffusers' own `to`, which warns of what the mixer sees to: its scan stays in float32.
-                nn.Module.to(fusion, latents.device, latents.dtype)
+                # Not diffusers' own `to`, which warns of what the mixer sees to: its scan stays in float32. And not as
+                # inference tensors, which a host's mode would make them: no gradient could pass through them later.
+                with torch.inference_mode(False):
+                    nn.Module.to(fusion, latents.device, latents.dtype)
             embeds = (
                 self.loaded[name].prompt_embeds.expand(len(latents), -1)
                 if prompt_embeds is None

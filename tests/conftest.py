@@ -14,6 +14,9 @@ from transformers import (
 
 from stylemamba import StyleFusion, StyleMambaPipeline, VGGFeatures
 
+# Tiny tensors gain nothing from threads, and lose much where another process wants the same cores.
+torch.set_num_threads(1)
+
 WORDS = [
     "a plain photo", "stained glass", "ukiyo-e woodblock print", "an ink drawing on paper", "neon city at night",
     "very long", "oil painting in the style of monet", "mosaic of small stones",

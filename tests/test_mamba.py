@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.mamba import MambaMixer
 from stylemamba.pipeline.scan_orders import scan_orders
 from stylemamba.pipeline.selective_scan import selective_scan_ref
@@ -13,6 +14,7 @@ from stylemamba.pipeline.selective_scan import selective_scan_ref
 KINDS = {"raster": 1, "bidirectional": 2, "cross": 4, "zigzag": 4}
 each_kind = pytest.mark.parametrize("scan_order", KINDS)
 each_conv = pytest.mark.parametrize("conv", ["causal", "spatial"])
+each_ssm = pytest.mark.parametrize("ssm", ["mamba", "mamba2"])
 
 
 def mixer(d_model=8, seed=0, **options):
@@ -39,17 +41,25 @@ def written_out(m, x, height, width):
             image = F.conv2d(image, m.conv.weight, m.conv.bias, padding=1, groups=m.d_inner)
             u = image.flatten(2).transpose(1, 2)[:, orders[k]]
         u = u * torch.sigmoid(u)  # (B, L, D)
-        dt, B, C = (u @ m.x_proj[k].T).split([m.dt_rank, m.d_state, m.d_state], -1)
-        delta = torch.log1p(torch.exp(dt @ m.dt_proj[k].T + m.dt_bias[k]))
-        y = selective_scan_ref(u.mT, delta.mT, -m.A_log[k].exp(), B.mT, C.mT, m.D[k])  # (B, D, L)
+        if m.ssm == "mamba":
+            dt, B, C = (u @ m.x_proj[k].T).split([m.dt_rank, m.d_state, m.d_state], -1)
+            delta = torch.log1p(torch.exp(dt @ m.dt_proj[k].T + m.dt_bias[k]))
+            A, D = -m.A_log[k].exp(), m.D[k]
+        else:  # each head has one delta, A and D for all of its channels
+            dt, B, C = (u @ m.x_proj[k].T).split([m.heads, m.d_state, m.d_state], -1)
+            spread = lambda x: x.repeat_interleave(m.d_inner // m.heads, -1)  # noqa: E731
+            delta = spread(torch.log1p(torch.exp(dt + m.dt_bias[k])))
+            A, D = spread(-m.A_log[k].exp())[:, None].expand(-1, m.d_state), spread(m.D[k])
+        y = selective_scan_ref(u.mT, delta.mT, A, B.mT, C.mT, D)  # (B, D, L)
         total = total + y.mT[:, inverses[k]]
     return (total * z * torch.sigmoid(z)) @ m.out_proj.weight.T
 
 
 @each_kind
 @each_conv
-def test_equals_mamba_written_out(scan_order, conv):
-    m = mixer(scan_order=scan_order, conv=conv).double()
+@each_ssm
+def test_equals_mamba_written_out(scan_order, conv, ssm):
+    m = mixer(scan_order=scan_order, conv=conv, ssm=ssm).double()
     x = torch.randn(2, 15, 8, dtype=torch.float64)
     torch.testing.assert_close(m(x, 3, 5), written_out(m, x, 3, 5))
 
@@ -67,6 +77,25 @@ def test_parameters_of_plain_mamba():
         "D": (1, 512),
         "out_proj.weight": (256, 512),
     }
+
+
+def test_parameters_of_mamba2():
+    shapes = {name: tuple(p.shape) for name, p in MambaMixer(256, ssm="mamba2").named_parameters()}
+    assert shapes == {
+        "in_proj.weight": (1024, 256),
+        "conv.weight": (512, 1, 4),
+        "conv.bias": (512,),
+        "x_proj": (1, 8 + 2 * 16, 512),
+        "dt_bias": (1, 8),
+        "A_log": (1, 8),
+        "D": (1, 8),
+        "out_proj.weight": (256, 512),
+    }
+
+
+@pytest.mark.parametrize(("d_model", "heads"), [(5, 1), (32, 1), (48, 3), (64, 2), (100, 25)])
+def test_heads_of_mamba2_are_as_wide_as_64_channels_or_the_next_divisor(d_model, heads):
+    assert MambaMixer(d_model, ssm="mamba2").heads == heads
 
 
 @each_kind
@@ -128,30 +157,34 @@ def test_paths_that_only_pass_on_add_up_in_place():
 
 @each_kind
 @each_conv
-def test_every_parameter_learns(scan_order, conv):
-    m = mixer(scan_order=scan_order, conv=conv)
+@each_ssm
+def test_every_parameter_learns(scan_order, conv, ssm):
+    m = mixer(scan_order=scan_order, conv=conv, ssm=ssm)
     m(torch.randn(2, 12, 8), 3, 4).square().sum().backward()
     for name, p in m.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
         assert (p.grad != 0).any(), name
 
 
-def test_gradcheck():
-    m = mixer(d_model=4, scan_order="zigzag", conv="spatial").double()
+@each_ssm
+def test_gradcheck(ssm):
+    m = mixer(d_model=4, scan_order="zigzag", conv="spatial", ssm=ssm).double()
     x = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: m(x, 2, 3), [x])
 
 
-def test_batch_equals_its_samples():
-    m = mixer(scan_order="cross")
+@each_ssm
+def test_batch_equals_its_samples(ssm):
+    m = mixer(scan_order="cross", ssm=ssm)
     x = torch.randn(3, 12, 8)
     torch.testing.assert_close(m(x, 3, 4), torch.cat([m(x[i : i + 1], 3, 4) for i in range(3)]))
 
 
 @each_conv
+@each_ssm
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(conv, dtype):
-    m = mixer(scan_order="zigzag", conv=conv)
+def test_half_precision(conv, dtype, ssm):
+    m = mixer(scan_order="zigzag", conv=conv, ssm=ssm)
     x = torch.randn(2, 12, 8)
     wanted = m(x, 3, 4)
     m.to(dtype)
@@ -162,8 +195,9 @@ def test_half_precision(conv, dtype):
     assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in m.parameters())
 
 
-def test_what_must_stay_in_float32_does():
-    m = mixer()
+@each_ssm
+def test_what_must_stay_in_float32_does(ssm):
+    m = mixer(ssm=ssm)
     before = {name: getattr(m, name).detach().clone() for name in MambaMixer._keep_in_fp32}
     m.half()
     assert {name for name, p in m.named_parameters() if p.dtype == torch.float32} == {"A_log", "D", "dt_bias"}
@@ -197,9 +231,11 @@ def test_made_on_the_meta_device():
     assert m(torch.randn(1, 12, 8), 3, 4).isfinite().all()
 
 
-def test_sequential_offload():
+@each_conv
+@each_ssm
+def test_sequential_offload(conv, ssm):
     accelerate = pytest.importorskip("accelerate")
-    m = mixer(scan_order="zigzag", conv="spatial")
+    m = mixer(scan_order="zigzag", conv=conv, ssm=ssm)
     x = torch.randn(2, 12, 8)
     wanted = m(x, 3, 4)
     accelerate.cpu_offload(m, execution_device=torch.device("cpu"), offload_buffers=True)
@@ -223,7 +259,60 @@ def test_input_that_does_not_fit(shape):
         mixer()(torch.randn(shape), 3, 4)
 
 
-def test_unknown_conv_and_order():
+def test_mamba2_starts_with_the_decays_of_its_paper():
+    torch.manual_seed(0)
+    m = MambaMixer(2048, scan_order="cross", ssm="mamba2")  # 4 x 64 heads
+    assert 1 <= m.A_log.exp().min() < 2 and 15 < m.A_log.exp().max() <= 16
+    assert 1e-3 * 0.999 <= F.softplus(m.dt_bias).min() and F.softplus(m.dt_bias).max() <= 0.1001
+    assert torch.equal(m.D, torch.ones(4, 64))
+
+
+# The same inside the fusion
+
+
+def fusion(**options):
+    torch.manual_seed(0)
+    return StyleFusion.from_preset(
+        "tiny", **{"latent_channels": 4, "cond_dim": 12, "ssm": "mamba2", **options}
+    )
+
+
+@pytest.mark.parametrize("preset", [{}, {"d_model": 16}, {"scan_order": "zigzag", "conv": "spatial"}])
+def test_a_fresh_fusion_of_mamba2_is_the_identity_bit_for_bit(preset):
+    latents, embeds = torch.randn(2, 4, 10, 7), torch.randn(2, 12)
+    assert torch.equal(fusion(**preset)(latents, embeds), latents)
+
+
+def test_every_parameter_of_a_fusion_of_mamba2_moves():
+    m = fusion(scan_order="zigzag", conv="spatial")
+    before = {name: p.detach().clone() for name, p in m.named_parameters()}
+    optimizer = torch.optim.Adam(m.parameters(), 1e-3)
+    latents, embeds, target = torch.randn(2, 4, 8, 8), torch.randn(2, 12), torch.randn(2, 4, 8, 8)
+    for step in range(10):
+        optimizer.zero_grad()
+        (m(latents, embeds) - target).square().mean().backward()
+        optimizer.step()
+        if step == 0:
+            assert not torch.equal(m(latents, embeds), latents)
+    unmoved = [name for name, p in m.named_parameters() if torch.equal(p, before[name])]
+    assert unmoved == []
+
+
+def test_a_fusion_of_mamba2_survives_a_round_trip_to_disk(tmp_path):
+    m = fusion()
+    for p in m.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    m.save_pretrained(tmp_path)
+    loaded = StyleFusion.from_pretrained(tmp_path)
+    assert loaded.config.ssm == "mamba2"
+    latents, embeds = torch.randn(1, 4, 8, 8), torch.randn(1, 12)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), m.parameters(), strict=True))
+    torch.testing.assert_close(loaded(latents, embeds), m(latents, embeds))
+
+
+def test_unknown_conv_order_and_ssm():
+    with pytest.raises(ValueError, match="ssm is 's4', wanted 'mamba' or 'mamba2'"):
+        mixer(ssm="s4")
     with pytest.raises(ValueError, match="conv is 'same', wanted 'causal' or 'spatial'"):
         mixer(conv="same")
     with pytest.raises(ValueError, match="scan order 'spiral' is unknown"):

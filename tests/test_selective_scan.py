@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,11 +13,19 @@ import torch.nn.functional as F
 from torch.profiler import profile
 
 from stylemamba.pipeline import selective_scan as scan_module
-from stylemamba.pipeline.selective_scan import scan_backends, selective_scan, selective_scan_ref
+from stylemamba.pipeline.selective_scan import (
+    scan_backend_reasons,
+    scan_backends,
+    selective_scan,
+    selective_scan_ref,
+)
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 # On a CPU mamba_ssm takes no input, so it is not among them even where it is installed.
 BACKENDS = [name for name, can_run in scan_backends().items() if can_run and name != "mamba_ssm"]
+
+CHUNKS = {"torch": 160, "numba": 320}  # two and a half
+COMPILED_OR_CHUNKED = [name for name in BACKENDS if name in CHUNKS]
 
 _file = Path(__file__).parent / "vectors" / "loss_vectors.json"
 VECTORS = {
@@ -158,7 +168,7 @@ def test_equals_the_equations_written_out(backend, softplus):
 
 
 @each_backend
-@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 1000])
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 1000, 4096])
 def test_float32_agrees_with_float64(backend, length):
     if backend == "ref" and length > 65:
         pytest.skip("the loop is the same for every length")
@@ -169,9 +179,10 @@ def test_float32_agrees_with_float64(backend, length):
         assert relative_error(a, b) < 1e-5, name
 
 
-def test_float32_agrees_with_float64_over_two_chunks_and_a_half():
+@pytest.mark.parametrize("engine", COMPILED_OR_CHUNKED)
+def test_float32_agrees_with_float64_over_two_chunks_and_a_half(engine):
     """Every way to give B and C, with and without the optional inputs."""
-    full = random_inputs(length=160, groups=2, dtype=torch.float64)
+    full = random_inputs(length=CHUNKS[engine], groups=2, dtype=torch.float64)
     constant, per_token = full[3][0, :, :, :2].permute(0, 2, 1).reshape(4, 3), full[3][:, 0]
     for B in (constant, per_token, full[3]):
         for C in (constant, per_token, full[4]):
@@ -188,8 +199,8 @@ def test_float32_agrees_with_float64_over_two_chunks_and_a_half():
                         y.square().sum() + last.square().sum(), list(tensors.values())
                     ), y
 
-                got, y = run("torch", torch.float32)
-                wanted, expected_y = run("ref", torch.float64)
+                got, y = run(engine, torch.float32)
+                wanted, expected_y = run("torch", torch.float64)
                 assert relative_error(y, expected_y) < 1e-5
                 for name, a, b in zip(present, got, wanted, strict=True):
                     assert a.shape == b.shape
@@ -207,10 +218,13 @@ def test_gradcheck(backend, per_sample):
     assert torch.autograd.gradcheck(scan, inputs)
 
 
-def test_gradcheck_across_chunks():
-    inputs = random_inputs(batch=1, channels=1, length=67, states=1, groups=1, dtype=torch.float64)
+@pytest.mark.parametrize("engine", COMPILED_OR_CHUNKED)
+def test_gradcheck_across_chunks(engine):
+    inputs = random_inputs(
+        batch=1, channels=1, length=CHUNKS[engine], states=1, groups=1, dtype=torch.float64
+    )
     inputs = [x.requires_grad_() for x in inputs]
-    assert torch.autograd.gradcheck(partial(selective_scan, backend="torch"), inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(partial(selective_scan, backend=engine), inputs, fast_mode=True)
 
 
 @each_backend
@@ -400,23 +414,64 @@ def test_scan_backends():
     assert all(type(can_run) is bool for can_run in backends.values())
 
 
+def test_every_backend_says_why():
+    reasons = scan_backend_reasons()
+    assert list(reasons) == list(scan_backends())
+    assert all(reasons.values())
+    if not torch.cuda.is_available():
+        assert reasons["triton"] == reasons["mamba_ssm"] == "no GPU of NVIDIA or AMD is visible to torch"
+
+
 def test_auto_is_the_fastest_that_fits(monkeypatch):
     inputs = random_inputs()
     calls = []
 
-    def engine(name, fits):
+    def engine(name, fits=True, obstacle=""):
         run = lambda *args: (calls.append(name), selective_scan_ref(*args, return_last_state=True))[1]  # noqa: E731
-        return scan_module._Engine(run, fits=lambda inputs, return_last_state: fits)
+        return scan_module._Engine(
+            run, obstacle=lambda: obstacle, fits=lambda inputs, return_last_state: fits
+        )
 
-    engines = {"slow": engine("slow", True), "fast": engine("fast", True), "picky": engine("picky", False)}
-    monkeypatch.setattr(scan_module, "_ENGINES", {**engines, "missing": None})
+    engines = {
+        "slow": engine("slow"),
+        "fast": engine("fast"),
+        "picky": engine("picky", fits=False),
+        "broken": engine("broken", obstacle="its compiler is missing; install it"),
+    }
+    monkeypatch.setattr(scan_module, "_ENGINES", engines)
     selective_scan(*inputs)
     selective_scan(*inputs, backend="slow")
     assert calls == ["fast", "slow"]
+    assert scan_backends() == {"slow": True, "fast": True, "picky": True, "broken": False}
     with pytest.raises(ValueError, match="'picky' does not take these inputs.*use backend='auto'"):
         selective_scan(*inputs, backend="picky")
-    with pytest.raises(ValueError, match="'missing' cannot run on this machine"):
-        selective_scan(*inputs, backend="missing")
+    with pytest.raises(
+        ValueError, match="'broken' cannot run on this machine: its compiler is missing; inst"
+    ):
+        selective_scan(*inputs, backend="broken")
+
+
+@pytest.mark.parametrize("way", ["absent", "broken"])
+def test_without_numba_the_scan_runs_in_torch_and_says_so_once(way, monkeypatch, caplog):
+    def numba_scan(*inputs):
+        raise RuntimeError("LLVM is of another version")
+
+    broken = ModuleType("stylemamba.pipeline.numba_scan")
+    broken.numba_scan = numba_scan
+    monkeypatch.setitem(sys.modules, broken.__name__, None if way == "absent" else broken)
+    scan_module._numba_obstacle.cache_clear()
+    try:
+        inputs = random_inputs()
+        for _ in range(2):
+            y = selective_scan(*inputs)
+        assert torch.equal(y, selective_scan(*inputs, backend="torch"))
+        assert not scan_backends()["numba"]
+        wanted = "pip install numba" if way == "absent" else "RuntimeError: LLVM is of another version"
+        assert wanted in scan_backend_reasons()["numba"]
+        assert len(caplog.records) == 1
+        assert wanted in caplog.text
+    finally:
+        scan_module._numba_obstacle.cache_clear()
 
 
 def test_unknown_backend():

@@ -217,6 +217,16 @@ def test_styles_follow_the_precision_of_the_pipeline_and_back(styled, photo, dty
     assert (result(styled, photo) - wanted).abs().mean() < 0.03
 
 
+def test_gradients_pass_through_a_style_that_was_used_under_inference_mode(pipe, photo):
+    style = make_style(pipe.vae, 1)
+    with torch.inference_mode():
+        pipe.load_style(style, "glass")
+        pipe(photo)
+    latents = latents_of(pipe, photo).requires_grad_()
+    pipe.fuse(latents).square().mean().backward()
+    assert latents.grad.abs().max() > 0
+
+
 # Unloading
 
 
