@@ -138,13 +138,13 @@ def floor(shape: tuple[int, ...], threads: int) -> str:
     import numpy as np
     import torch
 
-    from stylemamba.pipeline.numba_kernels import _exp2
+    from stylemamba.pipeline.simd_math import exp2
 
     @numba.njit(nogil=True)
     def exponentials(x, out, rounds):
         for _ in range(rounds):
             for i in range(len(x)):
-                out[i] = _exp2(x[i])
+                out[i] = exp2(x[i])
 
     x = np.linspace(-20, 0, 4096, dtype=np.float32)
     exponentials(x, np.empty_like(x), 1)

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
-from numba.extending import overload
+
+from .simd_math import exp2, log1p
 
 CHUNK = 128  # tokens whose rows are held at once: 48 KB; half of that measures a tenth slower
 _BLOCK = 16  # channels copied in and out at once: the float32 numbers of a cache line
@@ -39,57 +40,6 @@ def _kernel(function: Callable) -> Callable:
         return numba.njit(**_OPTIONS)(function)
 
 
-# exp and log as numpy has them call the C library once a number. These are their series in float32, in a form that
-# LLVM turns into SIMD, to an error of 1e-8; float64, wanted for checks only, keeps numpy's.
-
-
-def _exp2(x: float) -> float:
-    """2^x, and 0 below 2^-126.5."""
-    return np.exp2(x)
-
-
-_E = [np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8)]
-_E0, _E1, _E2, _E3, _E4, _E5, _E6, _E7 = _E
-
-
-@overload(_exp2, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
-def _exp2_of_dtype(x):
-    if x is not numba.float32:
-        return lambda x: np.exp2(x)
-
-    def exp2(x):
-        x = min(max(x, np.float32(-127)), np.float32(128))
-        whole = np.rint(x)
-        f = x - whole  # |f| <= 1/2
-        power = ((((((_E7 * f + _E6) * f + _E5) * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _E0
-        # 2^whole is its exponent field; -127 gives 0 and 128 infinity.
-        return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-    return exp2
-
-
-def _log1p(x: float) -> float:
-    """log(1 + x), for 0 <= x <= 1."""
-    return np.log1p(x)
-
-
-_L = [np.float32(2 / k) for k in range(1, 16, 2)]
-_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = _L
-
-
-@overload(_log1p, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
-def _log1p_of_dtype(x):
-    if x is not numba.float32:
-        return lambda x: np.log1p(x)
-
-    def log1p(x):
-        s = x / (x + np.float32(2))  # log(1 + x) = 2 atanh(s), and s <= 1/3
-        q = s * s
-        return s * (((((((_L7 * q + _L6) * q + _L5) * q + _L4) * q + _L3) * q + _L2) * q + _L1) * q + _L0)
-
-    return log1p
-
-
 @_inner
 def _steps(delta, bias, u, softplus, step, slope, w):
     """Step sizes of one channel, their derivative with respect to `delta`, and w = step * u."""
@@ -97,8 +47,8 @@ def _steps(delta, bias, u, softplus, step, slope, w):
     if softplus:
         for t in range(len(delta)):
             x = delta[t] + bias
-            e = _exp2(-abs(x) * log2e)
-            step[t] = max(x, zero) + _log1p(e)
+            e = exp2(-abs(x) * log2e)
+            step[t] = max(x, zero) + log1p(e)
             slope[t] = (one if x > zero else e) / (one + e)
     else:
         for t in range(len(delta)):
@@ -170,7 +120,7 @@ def _forward(rows, run, step, w, y):
     for t in range(len(y)):
         row, step_t, w_t, total = rows[t], step[t], w[t], y.dtype.type(0)
         for n in range(_LANES):
-            decay = _exp2(step_t * run[_RATE + n])
+            decay = exp2(step_t * run[_RATE + n])
             kept = decay * run[_STATE + n]
             h = kept + w_t * row[_B + n]
             row[_DECAY + n] = decay
