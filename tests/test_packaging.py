@@ -14,9 +14,10 @@ import pytest
 
 import stylemamba
 
-ROOT = Path(stylemamba.__file__).parent
-SOURCE = (ROOT / "pyproject.toml").is_file()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")) if SOURCE else {}
+ROOT = Path(stylemamba.__file__).parent  # what is installed
+TREE = Path(__file__).resolve().parent.parent  # what it was built from, if the tests lie in it
+SOURCE = (TREE / "pyproject.toml").is_file()
+PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8")) if SOURCE else {}
 needs_source = pytest.mark.skipif(not SOURCE, reason="needs the source tree: a wheel holds no pyproject.toml")
 
 
@@ -42,13 +43,13 @@ def fresh(script: str, *arguments: str, **kwargs) -> dict:
 class TestWhatIsInIt:
     @needs_source
     def test_every_package_folder_is_listed_in_pyproject(self):
-        assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(packages(ROOT, "stylemamba"))
+        assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(packages(TREE, "stylemamba"))
 
     @needs_source
     def test_every_file_beside_the_weights_is_shipped(self):
         globs = PROJECT["tool"]["setuptools"]["package-data"]["stylemamba.weights"]
         files = [
-            p.relative_to(ROOT / "weights").as_posix() for p in (ROOT / "weights").rglob("*") if p.is_file()
+            p.relative_to(TREE / "weights").as_posix() for p in (TREE / "weights").rglob("*") if p.is_file()
         ]
         files = [p for p in files if not p.endswith((".py", ".pyc"))]
         assert "registry.json" in files
@@ -58,6 +59,17 @@ class TestWhatIsInIt:
 
     def test_the_door_is_the_only_module_in_the_root(self):
         assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]
+
+    @needs_source
+    def test_no_other_module_lies_in_the_root_of_the_tree(self):
+        assert [p.name for p in TREE.glob("*.py")] == ["__init__.py"]
+
+    def test_inside_the_package_imports_are_relative(self):
+        # By its own name it would be found elsewhere than where ComfyUI put it.
+        for path in (p for folder in ("pipeline", "nodes", "weights") for p in (ROOT / folder).rglob("*.py")):
+            assert not re.search(r"^\s*(from|import) stylemamba", path.read_text(encoding="utf-8"), re.M), (
+                path
+            )
 
     def test_the_tests_are_no_package(self):
         assert not (Path(__file__).parent / "__init__.py").exists()
@@ -98,7 +110,7 @@ class TestAgreement:
 
     @needs_source
     def test_requirements_for_comfyui_are_dependencies_with_the_same_bounds_and_never_torch(self):
-        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        lines = (TREE / "requirements.txt").read_text(encoding="utf-8").splitlines()
         required = dict(name_and_bounds(line) for line in lines if line and line[0] != "#")
         dependencies = dict(map(name_and_bounds, PROJECT["project"]["dependencies"]))
         assert required and required.items() <= dependencies.items()
