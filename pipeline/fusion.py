@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_accelerate_available
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -145,7 +146,8 @@ class StyleFusion(ModelMixin, ConfigMixin):
     _no_split_modules = ["FusionBlock"]
     _repeated_blocks = ["FusionBlock"]
     _skip_layerwise_casting_patterns = ["ada_ln", "mixer"]
-    _keep_in_fp32_modules = list(MambaMixer._keep_in_fp32)
+    # diffusers can see to this only with accelerate, and would refuse to load without it.
+    _keep_in_fp32_modules = list(MambaMixer._keep_in_fp32) if is_accelerate_available() else None
 
     @register_to_config
     def __init__(

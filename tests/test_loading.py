@@ -410,3 +410,29 @@ class TestComfyUi:
         module = importlib.import_module("stylemamba.pipeline.pipeline_stylemamba")
         assert module.StyleMambaPipeline is StyleMambaPipeline
         assert StyleMambaPipeline.__module__ == module.__name__ and module.StyleFusion is StyleFusion
+
+
+WITHOUT_ACCELERATE = """
+import importlib.util, sys
+
+# as if it were not installed: only the extras bring it
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] == "accelerate" else find_spec(name, *a)
+import torch
+from diffusers.utils import is_accelerate_available
+assert not is_accelerate_available()
+from stylemamba import StyleFusion, StyleMambaPipeline
+
+pipe = StyleMambaPipeline.from_pretrained(sys.argv[1])
+assert pipe(torch.rand(1, 3, 32, 32), "stained glass", output_type="pt").images.shape == (1, 3, 32, 32)
+half = StyleFusion.from_pretrained(sys.argv[1], subfolder="fusion", dtype=torch.bfloat16)
+assert half.dtype == torch.bfloat16
+"""
+
+
+def test_the_base_install_loads_without_accelerate(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ACCELERATE, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
