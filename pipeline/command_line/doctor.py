@@ -94,21 +94,13 @@ def _devices() -> list[tuple[str, str, str]]:
 
 
 def _scans() -> list[tuple[str, str, str]]:
-    import torch
+    from ..selective_scan import scan_backend_reasons, scan_backends
 
-    from ..selective_scan import scan_backends
-
-    rows = []
-    for name, can_run in scan_backends().items():
-        remark = ""
-        if not can_run and name in _OPTIONAL and find_spec(name) is None:
-            remark = _OPTIONAL[name]
-        elif not can_run and name in ("triton", "mamba_ssm") and not torch.cuda.is_available():
-            remark = "wants an NVIDIA GPU"
-        elif not can_run:
-            remark = "not in this version, or its package does not work here"
-        rows.append((f"scan {name}", "runs" if can_run else "does not run", remark))
-    return rows
+    reasons = scan_backend_reasons()
+    return [
+        (f"scan {name}", "runs" if can_run else "does not run", plain(reasons[name]))
+        for name, can_run in scan_backends().items()
+    ]
 
 
 def _bundled() -> list[tuple[str, str, str]]:
