@@ -53,11 +53,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     vae: an autoencoder of the SD family. text_encoder, tokenizer, image_encoder: SigLIP or SigLIP 2 towers; the image
     side is needed to fit, to score and for style images only. fusion: writes the style into the latent.
-    style_decoder: decodes with the style, called with (latents, prompt_embeds, strength). perceptual: a network of
+    style_decoder: paints, called with (latents, prompt_embeds, strength), see `ConditionalDecoder`. perceptual: a network of
     the content losses of a fit. logit_scale, logit_bias: SigLIP's, for probabilities.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->style_decoder->vae"
     _optional_components = ["image_encoder", "style_decoder", "perceptual"]
     # the attention of its pooling head reads weights outside of `forward`, where no hook puts them back
     _exclude_from_cpu_offload = ["image_encoder"]
@@ -216,12 +216,15 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     def decode(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped."""
         latents = latents.to(self.vae.dtype)
+        if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
+            prompt_embeds = self.styles.prompt_embeds().to(latents.device)
         changes = blend_changes(*self.styles.decoder_changes()) if strength else {}
         if changes:
-            decoder = StyleDecoder(self.vae, changes, device=latents.device)
-            image = decoder(unscale_latents(self.vae, latents), strength)
+            decoder = self.vae if self.style_decoder is None else self.style_decoder
+            styled = StyleDecoder(decoder, changes, device=latents.device)
+            image = styled(unscale_latents(self.vae, latents), strength, prompt_embeds)
         elif self.style_decoder is not None and strength:
-            image = self.style_decoder(latents, prompt_embeds, strength)
+            image = self.style_decoder(unscale_latents(self.vae, latents), prompt_embeds, strength)
         else:
             image = decode_latents(self.vae, latents)
         return image.float() / 2 + 0.5
@@ -384,7 +387,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             name = (
                 loaded.prompt if isinstance(style, Style) else Path(style).stem
             ) or f"style{len(self.styles.loaded)}"
-        self.styles.add(name, loaded, self.vae)
+        self.styles.add(name, loaded, self.vae, self.style_decoder)
         return name
 
     def set_styles(self, names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:

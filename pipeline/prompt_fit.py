@@ -106,7 +106,7 @@ class PromptFit:
                 "autoencoder. Give it one (VGGFeatures.from_torchvision) for the content losses of the paper."
             )
         self.fusion = copy.deepcopy(module_view(pipe.fusion, **view)).requires_grad_(True)
-        self.decoder = StyleDecoder(self.vae)
+        self.decoder = StyleDecoder(self.vae if pipe.style_decoder is None else pipe.style_decoder, **view)
         self.parameters = self._trained_parameters()
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.lr)
         self.contents = [self._prepare(content) for content in contents]
@@ -156,7 +156,7 @@ class PromptFit:
     def stylize(self, content: FitContent) -> Tensor:
         """-> (1, 3, H, W), about [-1, 1]. Not clamped: a clamp would stop the gradient."""
         fused = self.fusion(content.latents, self.text["FT"])  # (1, C, h, w)
-        result = self.decoder(unscale_latents(self.vae, fused))
+        result = self.decoder(unscale_latents(self.vae, fused), prompt_embeds=self.text["FT"])
         return result[..., : content.image.shape[-2], : content.image.shape[-1]]
 
     def losses(self, content: FitContent, generator: torch.Generator) -> dict[str, Tensor]:
@@ -317,7 +317,8 @@ class PromptFit:
     @cached_property
     def base(self) -> dict[str, dict[str, str]]:
         """The models that this fit stands on."""
-        parts = {name: getattr(self.pipe, name) for name in ("vae", "image_encoder", "fusion", "perceptual")}
+        names = ("vae", "image_encoder", "fusion", "style_decoder", "perceptual")
+        parts = {name: getattr(self.pipe, name) for name in names}
         return {name: describe_component(part) for name, part in parts.items() if part is not None}
 
     @cached_property

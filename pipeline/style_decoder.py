@@ -1,10 +1,11 @@
-"""The autoencoder's decoder with a style in its weights, as a change that can be scaled, summed and stored.
+"""A decoder with a style in its weights, as a change that can be scaled, summed and stored.
 
 Responsible for: which decoder weights a style may change, full or low-rank changes, decoding with
-`weights + strength * change`. The autoencoder that it is made from is looked at and never touched. Knows nothing of
-fitting or files.
+`weights + strength * change`. What is changed is the decoder of an autoencoder or, where a model has one, the decoder
+that paints (`conditional_decoder.py`). It is looked at and never touched. Knows nothing of fitting or files.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,9 +21,9 @@ WeightChange = Tensor | tuple[Tensor, Tensor]
 _NOT_DECODING = ("encoder", "quant_conv")  # children of an autoencoder
 
 
-def decoder_weights(vae: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that a style may change, by their names in `vae`."""
-    return {k: p for k, p in vae.named_parameters() if k.partition(".")[0] not in _NOT_DECODING}
+def decoder_weights(decoder: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that a style may change, by their names in `decoder`, an autoencoder or a decoder that paints."""
+    return {k: p for k, p in decoder.named_parameters() if k.partition(".")[0] not in _NOT_DECODING}
 
 
 def apply_change(weight: Tensor, change: WeightChange, strength: float) -> Tensor:
@@ -33,35 +34,41 @@ def apply_change(weight: Tensor, change: WeightChange, strength: float) -> Tenso
 
 
 class StyleDecoder(nn.Module):
-    """`forward(latents, strength)`: latents as the autoencoder's `decode` takes them -> pictures in [-1, 1].
+    """`forward(latents, strength, prompt_embeds)`: latents as the autoencoder's `decode` takes them -> pictures in [-1, 1].
 
-    `changes` maps names of `vae` parameters to a `WeightChange`. `strength=0` decodes as the autoencoder itself does.
+    `decoder`: an autoencoder, or a decoder that paints and is called with (latents, prompt_embeds, strength). `changes`
+    maps names of its parameters to a `WeightChange`. `strength=0` decodes with unchanged weights.
     """
 
     def __init__(
-        self, vae: nn.Module, changes: Mapping[str, WeightChange] | None = None, *, device=None, dtype=None
+        self,
+        decoder: nn.Module,
+        changes: Mapping[str, WeightChange] | None = None,
+        *,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
-        self.vae = module_view(vae, device, dtype, without=_NOT_DECODING)
+        self.decoder = module_view(decoder, device, dtype, without=_NOT_DECODING)
         self.changes = dict(changes or {})
 
-    def forward(self, latents: Tensor, strength: float = 1.0) -> Tensor:
-        decoder = _Decode(self.vae)
+    def forward(self, latents: Tensor, strength: float = 1.0, prompt_embeds: Tensor | None = None) -> Tensor:
+        decode = _Decode(self.decoder)
         if strength == 0 or not self.changes:
-            return decoder(latents)
-        weights = dict(self.vae.named_parameters())
-        changed = {f"vae.{k}": apply_change(weights[k], c, strength) for k, c in self.changes.items()}
-        return functional_call(decoder, changed, (latents,))
+            return decode(latents, prompt_embeds, strength)
+        weights = dict(self.decoder.named_parameters())
+        changed = {f"decoder.{k}": apply_change(weights[k], c, strength) for k, c in self.changes.items()}
+        return functional_call(decode, changed, (latents, prompt_embeds, strength))
 
     def full_changes(self) -> dict[str, Tensor]:
         """A zero change for every weight of the decoder, to be trained."""
-        return {name: torch.zeros_like(p) for name, p in self.vae.named_parameters()}
+        return {name: torch.zeros_like(p) for name, p in self.decoder.named_parameters()}
 
     def low_rank_changes(self, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Low-rank changes, zero at the start, of the weights that set the look of the whole picture: the layers at
-        latent resolution, or every layer of a decoder that has no middle block (TAESD)."""
-        weights = {k: p for k, p in self.vae.named_parameters() if p.ndim >= 2}
-        inner = {k: p for k, p in weights.items() if "conv_in." in k or "mid_block." in k}
+        latent resolution or below, or every layer of a decoder that has no such part (TAESD)."""
+        weights = {k: p for k, p in self.decoder.named_parameters() if p.ndim >= 2}
+        inner = {k: p for k, p in weights.items() if re.search(r"(^|\.)(conv_in|mid_block)\.|^blocks\.", k)}
         generator, factors = torch.Generator().manual_seed(seed), {}
         for name, weight in (inner or weights).items():
             out, fan_in = weight.shape[0], weight[0].numel()
@@ -73,12 +80,14 @@ class StyleDecoder(nn.Module):
 class _Decode(nn.Module):
     """`functional_call` runs `forward`; an autoencoder's `forward` would encode first."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.vae = vae
+        self.decoder = decoder
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents).sample
+    def forward(self, latents: Tensor, prompt_embeds: Tensor | None, strength: float) -> Tensor:
+        if hasattr(self.decoder, "decode"):
+            return self.decoder.decode(latents).sample
+        return self.decoder(latents, prompt_embeds, strength)
 
 
 def blend_changes(

@@ -1,6 +1,6 @@
 """The styles that a pipeline has loaded, and the mix of them in use.
 
-Responsible for names and weights, for checking that a style fits the autoencoder, and for fusing with several styles
+Responsible for names and weights, for checking that a style fits the models, and for fusing with several styles
 at once. Each style keeps its own fusion: results are mixed, not weights, so styles of different fits and presets mix.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .fusion import StyleFusion
 from .style import Style, StyleFileError, fingerprint
 from .style_decoder import WeightChange, decoder_weights
+from .style_mixing import mix_directions
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,14 @@ class StyleSet:
         self.active: dict[str, float] = {}
         self._fusions: dict[str, StyleFusion] = {}
 
-    def add(self, name: str, style: Style, vae: nn.Module) -> None:
-        """Takes a style in and puts it to use alone, if it fits the autoencoder."""
+    def add(self, name: str, style: Style, vae: nn.Module, decoder: nn.Module | None = None) -> None:
+        """Takes a style in and puts it to use alone, if it fits the autoencoder, and the decoder that paints where
+        there is one."""
         if name in self.loaded:
             raise ValueError(
                 f"a style named {name!r} is loaded already: unload it first or give another name."
             )
-        _check_base(name, style, vae)
+        _check_base(name, style, vae, decoder)
         self._fusions[name] = style.build_fusion()
         self.loaded[name] = style
         self.active = {name: 1.0}
@@ -82,6 +84,11 @@ class StyleSet:
             mixed = shift if mixed is None else mixed + shift
         return latents + mixed
 
+    def prompt_embeds(self) -> Tensor:
+        """(1, E): the mixture of the prompts that the styles in use were fitted to."""
+        embeds = [self.loaded[name].prompt_embeds for name in self.active]
+        return mix_directions(*embeds, weights=list(self.active.values()))[None]
+
     def decoder_changes(self) -> tuple[list[dict[str, WeightChange]], list[float]]:
         """What `blend_changes` takes."""
         return [self.loaded[name].decoder for name in self.active], list(self.active.values())
@@ -94,7 +101,7 @@ class StyleSet:
                 )
 
 
-def _check_base(name: str, style: Style, vae: nn.Module) -> None:
+def _check_base(name: str, style: Style, vae: nn.Module, decoder: nn.Module | None) -> None:
     fitted_on = style.info.get("base", {}).get("vae", {})
     source = fitted_on.get("name") or fitted_on.get("class") or "another autoencoder"
     channels = style.fusion_config.get("latent_channels")
@@ -103,7 +110,8 @@ def _check_base(name: str, style: Style, vae: nn.Module) -> None:
             f"style {name!r} was fitted on {source} with {channels} latent channels, this pipeline's autoencoder has "
             f"{vae.config.latent_channels}: load it into a pipeline with that autoencoder."
         )
-    weights = decoder_weights(vae)
+    changed = vae if decoder is None else decoder
+    weights = decoder_weights(changed)
     for key, change in style.decoder.items():
         if isinstance(change, tuple):
             fits = key in weights and (len(change[0]), change[1].shape[1]) == (
@@ -114,7 +122,7 @@ def _check_base(name: str, style: Style, vae: nn.Module) -> None:
             fits = key in weights and change.shape == weights[key].shape
         if not fits:
             raise StyleFileError(
-                f"style {name!r} changes decoder weights ({key}) that this pipeline's {type(vae).__name__} does not "
+                f"style {name!r} changes decoder weights ({key}) that this pipeline's {type(changed).__name__} does not "
                 f"have: it was fitted on {source}."
             )
     expected, found = fitted_on.get("fingerprint"), fingerprint(vae)

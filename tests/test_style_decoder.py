@@ -143,7 +143,7 @@ def test_the_autoencoder_is_never_touched(vae, changes_of):
 
 
 def test_weights_are_shared_with_the_autoencoder_not_copied(vae):
-    ours, theirs = dict(StyleDecoder(vae).vae.named_parameters()), dict(vae.named_parameters())
+    ours, theirs = dict(StyleDecoder(vae).decoder.named_parameters()), dict(vae.named_parameters())
     assert all(value.data_ptr() == theirs[name].data_ptr() for name, value in ours.items())
 
 

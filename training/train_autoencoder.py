@@ -1,4 +1,4 @@
-"""Trains the small autoencoder of the starter model: factor 2, 8 latent channels, 32 channels everywhere.
+"""Trains the small autoencoder of the bundled model: factor 4, 16 latent channels, 32 channels everywhere.
 
     python training/train_autoencoder.py DATA OUT --minutes 40
 
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 
 def new_autoencoder() -> AutoencoderTiny:
+    # No block at full resolution, where one costs as much as all the rest. Bilinear: nearest upsampling let a style
+    # colour the four pixels of a cell differently, which shows as a grid on flat areas.
     vae = AutoencoderTiny(
-        latent_channels=8,
-        encoder_block_out_channels=(32, 32),
-        decoder_block_out_channels=(32, 32),
-        num_encoder_blocks=(1, 2),
-        num_decoder_blocks=(3, 1),
+        latent_channels=16,
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(0, 0, 2),
+        num_decoder_blocks=(3, 1, 0),
+        upsample_fn="bilinear",
     )
     # Three channels carry the colours through from the start and blocks begin near the identity. From a random start
     # the first quarter of a CPU budget goes into finding the colours (16 dB instead of 26 dB after 60 steps).
@@ -67,7 +70,7 @@ def main() -> None:
     pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=288, limit=1500)
     evaluation = Pictures(picture_files(args.data / "eval"), side=256)
     held_out = evaluation.crops(16, 192, random.Random(1)) * 2 - 1
-    vae = new_autoencoder()
+    vae = new_autoencoder().to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
     state_file, step, spent = args.out / "state.pt", 0, 0.0
     if state_file.exists():
@@ -83,8 +86,8 @@ def main() -> None:
         # Every step has its own random numbers, so a resumed run goes on where it was.
         images = pictures.crops(args.batch, args.crop, random.Random(f"{args.seed} {step}")) * 2 - 1
         latents = vae.encode(images).latents
-        # Small noise keeps the decoder smooth around the latents that styles move to.
-        result = vae.decode(latents + 0.02 * torch.randn_like(latents)).sample
+        # A little noise keeps the decoder smooth around the latents that styles move to.
+        result = vae.decode(latents + 0.005 * torch.randn_like(latents)).sample
         loss = picture_distance(result, images) + 1e-3 * latents.square().mean()
         optimizer.zero_grad()
         loss.backward()

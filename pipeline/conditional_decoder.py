@@ -1,0 +1,146 @@
+"""A decoder that paints: latents and the embedding of a style to a picture, for styles that nobody fitted.
+
+Responsible for the architecture and for what `strength` means in it. Knows nothing of prompts or of how it was trained
+(`training/train_stylizer.py`). It stands beside the autoencoder's own decoder, which stays the reconstruction.
+
+Shapes: B pictures, C latent channels, h x w latent size, E width of the embedding, f pixels per latent (2 or 4).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+
+class StyleNorm(nn.Module):
+    """Conditional instance normalisation: gives every channel the mean and deviation that the style asks for.
+
+    `strength` mixes with the maps as they came, so that at 0 the layer is the identity and at 1 nothing of the
+    photo's own contrast is left. `code`: (B, M), what the decoder made of the embedding.
+    """
+
+    def __init__(self, channels: int, code_dim: int) -> None:
+        super().__init__()
+        self.to_scale_shift = nn.Linear(code_dim, 2 * channels)
+        nn.init.normal_(self.to_scale_shift.weight, std=0.02)
+        with torch.no_grad():
+            self.to_scale_shift.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+
+    def forward(self, x: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
+        # Two plain sums: `std_mean` is several times slower on maps whose channels lie side by side.
+        count, x32 = x.shape[2] * x.shape[3], x.float()
+        mean = x32.mean((2, 3))  # (B, C)
+        square = torch.linalg.vector_norm(x32, dim=(2, 3)).square() / count
+        deviation = (square - mean.square()).clamp(min=1e-8).sqrt()  # (B, C)
+        scale, shift = self.to_scale_shift(code).float().chunk(2, dim=1)
+        factor = scale / (deviation + 1e-3)
+        # One multiplication and one addition a pixel, whatever the strength.
+        factor, offset = 1 + strength * (factor - 1), strength * (shift - mean * factor)
+        factor, offset = (vector.to(x.dtype)[:, :, None, None] for vector in (factor, offset))
+        return torch.addcmul(offset, x, factor)  # (B, C, H, W)
+
+
+class StyleResBlock(nn.Module):
+    """Two convolutions, each followed by the style's statistics, added to what came in."""
+
+    def __init__(self, channels: int, code_dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")
+        self.norm1 = StyleNorm(channels, code_dim)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")
+        self.norm2 = StyleNorm(channels, code_dim)
+
+    def forward(self, x: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
+        y = self.norm1(self.conv1(x), code, strength).relu_()
+        return x + self.norm2(self.conv2(y), code, strength)
+
+
+class ConditionalDecoder(ModelMixin, ConfigMixin):
+    """`forward(latents, prompt_embeds, strength)`: scaled latents (B, C, h, w) -> pictures (B, 3, f*h, f*w) in about [-1, 1].
+
+    Most of the work is done at half the latent's resolution, where strokes are as wide as a filter and a filter costs
+    a quarter. The latent itself joins again on the way up and brings the edges. Widths: `channels` of the three
+    resolutions h/2, h and 2h.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        cond_dim: int = 192,
+        code_dim: int = 128,
+        channels: Sequence[int] = (96, 64, 24),
+        depth: int = 4,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 4):
+            raise ValueError(f"scale is {scale!r}, wanted 2 or 4 pixels per latent.")
+        low, mid, high = channels
+
+        def conv(width_in: int, width_out: int, stride: int = 1) -> nn.Conv2d:
+            return nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, padding_mode="reflect")
+
+        def unpadded(width_in: int, width_out: int) -> nn.Conv2d:
+            return nn.Conv2d(width_in, width_out, 3)
+
+        self.to_code = nn.Sequential(
+            nn.Linear(cond_dim, code_dim), nn.SiLU(), nn.Linear(code_dim, code_dim), nn.SiLU()
+        )
+        self.conv_in = conv(latent_channels, mid)
+        self.down = conv(mid, low, stride=2)
+        self.norm_down = StyleNorm(low, code_dim)
+        self.blocks = nn.ModuleList(StyleResBlock(low, code_dim) for _ in range(depth))
+        self.up = conv(low, mid)
+        self.norm_up = StyleNorm(mid, code_dim)
+        self.block_mid = StyleResBlock(mid, code_dim)
+        self.widen = unpadded(mid, high)
+        self.norm_widen = StyleNorm(high, code_dim)
+        self.refine = unpadded(high, 16) if scale == 4 else None
+        self.conv_out = unpadded(16 if scale == 4 else high, 3)
+
+    def forward(self, latents: Tensor, prompt_embeds: Tensor, strength: float | Tensor = 1.0) -> Tensor:
+        """strength: one number, or (B, 1) for each picture its own."""
+        channels, cond_dim = self.config.latent_channels, self.config.cond_dim
+        if latents.ndim != 4 or latents.shape[1] != channels or min(latents.shape[-2:]) < 4:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}, wanted (B, {channels}, h, w) of at least 4 x 4."
+            )
+        if prompt_embeds is None or prompt_embeds.shape[-1] != cond_dim:
+            got = None if prompt_embeds is None else tuple(prompt_embeds.shape)
+            raise ValueError(
+                f"prompt_embeds are {got}, wanted (B, {cond_dim}): this decoder paints after an embedding; give a prompt, "
+                "a style_image or prompt_embeds."
+            )
+        height, width = latents.shape[-2:]
+        # As the fusion does: entries of a unit vector are too small to steer anything.
+        cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(cond_dim)  # (B, E)
+        code = self.to_code(cond.to(latents.dtype))  # (B, M)
+
+        z = latents.contiguous(memory_format=torch.channels_last)
+        z = F.pad(z, (0, width % 2, 0, height % 2), mode="replicate")
+        skip = self.conv_in(z).relu_()  # (B, mid, h, w)
+        x = self.norm_down(self.down(skip), code, strength).relu_()  # (B, low, h/2, w/2)
+        for block in self.blocks:
+            x = block(x, code, strength)
+        x = self.up(_twice(x)) + skip  # (B, mid, h, w)
+        x = self.norm_up(x, code, strength).relu_()
+        x = self.block_mid(x, code, strength)
+        # From here the convolutions eat a margin that is added once, where it costs least.
+        x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+        x = self.norm_widen(self.widen(_twice(x)), code, strength).relu_()  # (B, high, 2h + 6, 2w + 6)
+        if self.refine is not None:
+            x = _twice(self.refine(x).relu_())  # (B, 16, 4h + 8, 4w + 8)
+        x = self.conv_out(x)  # (B, 3, f*h + 6 or 4, f*w + 6 or 4)
+        f = self.config.scale
+        margin = (x.shape[-1] - f * z.shape[-1]) // 2
+        return x[..., margin : margin + height * f, margin : margin + width * f] * 2 - 1
+
+
+def _twice(x: Tensor) -> Tensor:
+    # Bilinear: after nearest upsampling a style can colour the four pixels of a cell differently, which shows as a grid.
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

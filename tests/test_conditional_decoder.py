@@ -1,0 +1,130 @@
+"""The decoder that paints: what strength and embedding do to it, whatever its weights are."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, StyleNorm
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return ConditionalDecoder(latent_channels=4, cond_dim=6, code_dim=8, channels=(12, 8, 6), depth=1).eval()
+
+
+def inputs(batch=2, height=8, width=12):
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, 4, height, width, generator=generator),
+        F.normalize(torch.randn(batch, 6, generator=generator), dim=-1),
+    )
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 1.5])
+def test_style_norm_gives_each_channel_the_asked_statistics_mixed_by_strength(strength):
+    """At strength s: (1 - s) x + s (scale (x - mean) / deviation + shift), deviation with 1e-3 added."""
+    torch.manual_seed(0)
+    norm, x, code = StyleNorm(5, 3), torch.randn(2, 5, 9, 7) * 3 + 2, torch.randn(2, 3)
+    scale, shift = (code @ norm.to_scale_shift.weight.T + norm.to_scale_shift.bias)[:, :, None, None].chunk(
+        2, 1
+    )
+    mean = x.mean((2, 3), keepdim=True)
+    deviation = ((x - mean) ** 2).mean((2, 3), keepdim=True).sqrt()
+    wanted = (1 - strength) * x + strength * (scale * (x - mean) / (deviation + 1e-3) + shift)
+    torch.testing.assert_close(norm(x, code, strength), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_flat_channel_has_no_deviation_and_stays_finite():
+    norm = StyleNorm(2, 3)
+    x = torch.full((1, 2, 4, 4), 1e3, requires_grad=True)
+    norm(x, torch.zeros(1, 3), 1.0).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 12), (9, 16)])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_picture_is_as_large_as_the_latent_says_odd_or_even(size, scale):
+    decoder = ConditionalDecoder(4, 6, 8, (12, 8, 6), depth=1, scale=scale)
+    latents, embeds = inputs(1, *size)
+    assert decoder(latents, embeds).shape == (1, 3, size[0] * scale, size[1] * scale)
+
+
+def test_pixels_stay_in_place():
+    """A mirrored latent gives the mirrored picture if every filter is symmetric: no stage may shift by a pixel."""
+    torch.manual_seed(0)
+    decoder = ConditionalDecoder(4, 6, 8, (12, 8, 6), depth=1)
+    with torch.no_grad():
+        for module in decoder.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.copy_((module.weight + module.weight.flip(-1)) / 2)
+                if module.stride == (2, 2):  # its window starts at the left pixel of each pair
+                    module.weight[..., 0] = 0
+                    module.weight[..., 2] = module.weight[..., 1]
+        latents, embeds = inputs(1, 8, 12)
+        picture = decoder(latents, embeds)
+        torch.testing.assert_close(decoder(latents.flip(-1), embeds).flip(-1), picture, atol=1e-4, rtol=1e-3)
+
+
+def test_at_strength_zero_the_style_has_no_say(decoder):
+    latents, embeds = inputs()
+    with torch.no_grad():
+        assert torch.equal(decoder(latents, embeds, 0.0), decoder(latents, -embeds, 0.0))
+        assert (decoder(latents, embeds, 1.0) - decoder(latents, -embeds, 1.0)).abs().max() > 1e-3
+
+
+def test_each_picture_of_a_batch_has_its_own_style_and_strength(decoder):
+    latents, embeds = inputs()
+    strength = torch.tensor([[0.4], [1.0]])
+    with torch.no_grad():
+        together = decoder(latents, embeds, strength)
+        for i in range(2):
+            alone = decoder(latents[i : i + 1], embeds[i : i + 1], strength[i].item())
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_direction_of_the_embedding_counts(decoder):
+    latents, embeds = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(latents, embeds), decoder(latents, embeds * 7))
+
+
+def test_gradients_reach_latent_embedding_and_every_weight(decoder):
+    latents, embeds = (t.requires_grad_() for t in inputs())
+    decoder(latents, embeds).square().sum().backward()
+    assert latents.grad.abs().sum() > 0 and embeds.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters() if p.ndim > 1)
+
+
+def test_it_is_saved_and_loaded_bit_for_bit(decoder, tmp_path):
+    decoder.save_pretrained(tmp_path)
+    latents, embeds = inputs()
+    with torch.no_grad():
+        assert torch.equal(
+            ConditionalDecoder.from_pretrained(tmp_path)(latents, embeds), decoder(latents, embeds)
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda z, e: (z[:, :3], e), "wanted (B, 4, h, w)"),
+        (lambda z, e: (z, e[:, :5]), "wanted (B, 6)"),
+        (lambda z, e: (z, None), "give a prompt"),
+    ],
+)
+def test_wrong_inputs_are_named(decoder, change, words):
+    with pytest.raises(ValueError, match="wanted") as error:
+        decoder(*change(*inputs()))
+    assert words in str(error.value)
+
+
+def test_a_scale_it_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="wanted 2 or 4"):
+        ConditionalDecoder(scale=8)
+
+
+def test_default_widths_fit_the_bundled_model():
+    assert math.isclose(sum(p.numel() for p in ConditionalDecoder().parameters()), 1.2e6, rel_tol=0.05)

@@ -1,0 +1,52 @@
+"""Puts the trained parts together as the bundled model `tiny`, in half precision, and prints what README.md of weights/ needs.
+
+    python training/build_tiny.py RUNS -o ../weights/tiny
+
+RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from transformers import AutoTokenizer, SiglipTextModel
+
+from stylemamba import StyleMambaPipeline
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
+from stylemamba.pipeline.fusion import StyleFusion
+from stylemamba.pipeline.perceptual import VGGFeatures
+from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    tower = args.runs / "text" / "tower"
+    pipe = StyleMambaPipeline(
+        vae=AutoencoderTiny.from_pretrained(args.runs / "vae"),
+        text_encoder=SiglipTextModel.from_pretrained(tower / "text_encoder"),
+        tokenizer=AutoTokenizer.from_pretrained(tower / "tokenizer"),
+        fusion=StyleFusion.from_pretrained(args.runs / "stylizer" / "fusion"),
+        image_encoder=StatisticsEncoder.from_pretrained(args.runs / "image_encoder"),
+        style_decoder=ConditionalDecoder.from_pretrained(args.runs / "stylizer" / "style_decoder"),
+        perceptual=VGGFeatures.from_pretrained(args.runs / "perceptual"),
+        **json.loads((args.runs / "image_encoder" / "logits.json").read_text(encoding="utf-8")),
+    )
+    pipe.to(torch.float16).save_pretrained(args.out)
+    files = sorted(args.out.rglob("*.safetensors"))
+    for file in files:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        print(f"{file.relative_to(args.out).as_posix():60} {file.stat().st_size:9} {digest}")
+    print(f"{sum(file.stat().st_size for file in args.out.rglob('*') if file.is_file()) / 1e6:.1f} MB in all")
+
+
+if __name__ == "__main__":
+    main()

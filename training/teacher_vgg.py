@@ -1,0 +1,56 @@
+"""The ImageNet-trained VGG16 that the small perceptual network learns from.
+
+Two kinds of file: torchvision's `vgg16-*.pth`, and the shift-tolerant VGG16 in the wheel of `stlpips-pytorch`, whose
+pools are blurred before they halve. A training tool: nothing of it is shipped.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylemamba.pipeline.perceptual import VGGFeatures
+
+# images (B, 3, H, W) in [0, 1] -> the maps behind all thirteen convolutions, `1_1` to `5_3`
+Teacher = Callable[[Tensor], dict[str, Tensor]]
+
+
+def load_teacher(file: Path) -> tuple[Teacher, list[Tensor]]:
+    """The network and the weights of its five LPIPS heads. Gradients pass to the images."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if not any(key.endswith(".filt") for key in state):
+        vgg = VGGFeatures.from_state_dict(state)
+        names = [f"relu{name}" for name in vgg.convs]
+        return lambda images: dict(zip(vgg.convs, vgg(images, names).values(), strict=True)), list(
+            vgg.lpips_heads
+        )
+    heads = [state[f"lin{index}.model.1.weight"].flatten() for index in range(5)]
+    layers: list[list[tuple[str, tuple[Tensor, ...]]]] = []
+    for stage in range(1, 6):
+        prefix = f"net.slice{stage}."
+        positions = sorted({int(k.removeprefix(prefix).split(".")[0]) for k in state if k.startswith(prefix)})
+        layers.append([])
+        for key in (f"{prefix}{position}." for position in positions):
+            if key + "filt" in state:
+                layers[-1].append(("pool", (state[key + "filt"],)))
+            else:
+                weight = state[key + "weight"].contiguous(memory_format=torch.channels_last)
+                layers[-1].append(("conv", (weight, state[key + "bias"])))
+    shift, scale = state["scaling_layer.shift"], state["scaling_layer.scale"]
+
+    def shift_tolerant(images: Tensor) -> dict[str, Tensor]:
+        x, maps = ((images * 2 - 1) - shift) / scale, {}
+        for number, stage in enumerate(layers, 1):
+            index = 0
+            for kind, tensors in stage:
+                if kind == "conv":
+                    index += 1
+                    x = maps[f"{number}_{index}"] = F.relu(F.conv2d(x, *tensors, padding=1))
+                else:
+                    x = F.pad(F.max_pool2d(x, 2, 1), (2, 2, 2, 2), mode="reflect")
+                    x = F.conv2d(x, *tensors, stride=2, groups=x.shape[1])
+        return maps
+
+    return shift_tolerant, heads

@@ -1,0 +1,132 @@
+"""Trains the image tower of the bundled model: artworks go where the text tower puts their captions.
+
+    python training/train_image_encoder.py DATA OUT --text TOWER --perceptual NET --minutes 3
+
+SigLIP's loss: every pair of a picture and a caption in a batch is asked whether they belong together. The text tower
+and the feature network stay as they are; statistics of a few crops of every artwork are taken once, so only the head is
+trained. Prints how often the label of a left-out artwork is among the nearest five, and writes OUT with the learnt
+scale and bias in OUT/logits.json.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pictures import read
+from torch import Tensor
+from train_stylizer import embed_labels
+
+from stylemamba.pipeline.perceptual import VGGFeatures
+from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
+
+CROPS = 3  # of every artwork, at several sizes
+
+
+@torch.no_grad()
+def statistics_of(encoder: StatisticsEncoder, file: Path, rng: random.Random) -> Tensor:
+    """The whole picture squeezed into the square the tower sees, as in use, and some crops: (1 + CROPS, W)."""
+    side, image = encoder.config.image_size, read(file, 320)[None].float() / 255
+    views = [F.interpolate(image, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)]
+    for _ in range(CROPS):
+        size = rng.randint(side, 320)
+        top, left = (rng.randint(0, length - size) for length in image.shape[-2:])
+        crop = image[..., top : top + size, left : left + size]
+        views.append(F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1))
+    return encoder.statistics(torch.cat(views) * 2 - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
+    parser.add_argument("--perceptual", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    lines = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "style"]
+    text_space = embed_labels(args.data, args.text)
+    labels = sorted(text_space)
+    truth = torch.tensor([labels.index(row["label"]) for row in rows])
+    counts = truth.bincount()
+    left_out = torch.tensor([counts[label] >= 5 and rng.random() < 0.1 for label in truth])
+
+    perceptual = VGGFeatures.from_pretrained(args.perceptual)
+    encoder = StatisticsEncoder(next(iter(text_space.values())).shape[1], perceptual.config.channels)
+    encoder.features.load_state_dict(perceptual.state_dict())
+    encoder.features.to(memory_format=torch.channels_last)
+    cache = args.out / "statistics.pt"
+    if cache.exists():
+        views = torch.load(cache, weights_only=True)
+    else:
+        views = torch.stack(
+            [statistics_of(encoder, args.data / row["file"], rng) for row in rows]
+        )  # (N, 1+CROPS, W)
+        args.out.mkdir(parents=True, exist_ok=True)
+        torch.save(views, cache)
+    encoder.center.copy_(views[~left_out].flatten(0, 1).mean(0))
+    encoder.spread.copy_(views[~left_out].flatten(0, 1).std(0) + 1e-3)
+
+    log_scale, bias = torch.tensor(math.log(10.0), requires_grad=True), torch.tensor(-5.0, requires_grad=True)
+    groups = [
+        {"params": encoder.head.parameters(), "weight_decay": 0.05},
+        {"params": [log_scale, bias], "weight_decay": 0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr)
+    centres = torch.stack([F.normalize(text_space[label].mean(0), dim=0) for label in labels])  # (K, E)
+    # Labels with many artworks are drawn more rarely than their number says, as no prompt is likelier than another.
+    chance = (counts.float() ** -0.5)[truth].masked_fill(left_out, 0)
+
+    def embed(statistics: Tensor) -> Tensor:
+        return F.normalize(
+            encoder.head(((statistics - encoder.center) / encoder.spread).clamp(-5, 5)), dim=-1
+        )
+
+    step, begin = 0, time.monotonic()
+    while (spent := time.monotonic() - begin) < 60 * args.minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * max(0.01, 0.5 + 0.5 * math.cos(math.pi * spent / (60 * args.minutes)))
+        encoder.train()
+        chosen = torch.multinomial(chance, args.batch)
+        seen = embed(views[chosen, torch.randint(0, 1 + CROPS, (args.batch,))])
+        options = [text_space[labels[truth[i]]] for i in chosen]
+        words = torch.stack([texts[rng.randrange(len(texts))] for texts in options])  # (batch, E)
+        logits = log_scale.exp() * seen @ words.T + bias
+        belong = torch.where(truth[chosen][:, None] == truth[chosen][None], 1.0, -1.0)
+        loss = -F.logsigmoid(belong * logits).sum() / args.batch
+        # A batch holds few wordings of each label; the middle of a label is worth being near as well.
+        loss = loss + (1 - (seen * centres[truth[chosen]]).sum(1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if step % 500 == 0:
+            encoder.eval()
+            with torch.no_grad():
+                order = (embed(views[left_out, 0]) @ centres.T).argsort(1, descending=True)
+                place = (order == truth[left_out][:, None]).float().argmax(1)
+            top1, top5 = ((place < k).float().mean().item() for k in (1, 5))
+            print(
+                f"{step} steps, {spent / 60:.1f} min, loss {loss.item():.3f}, left out: top-1 {top1:.2f}, top-5 {top5:.2f}",
+                flush=True,
+            )
+    encoder.eval().save_pretrained(args.out)
+    logits = {"logit_scale": log_scale.exp().item(), "logit_bias": bias.item()}
+    (args.out / "logits.json").write_text(json.dumps(logits) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
