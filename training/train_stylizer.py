@@ -67,7 +67,9 @@ class Pairs:
 
     def crop(self, index: int, size: int, rng: random.Random) -> tuple[Tensor, Tensor]:
         photo, target = self.photos[self.rows[index]["photo"]], self.targets[index]
-        top, left = (rng.randint(0, side - size) for side in photo.shape[-2:])
+        # Rounding may have made one of them a pixel smaller.
+        sides = (min(pair) for pair in zip(photo.shape[-2:], target.shape[-2:], strict=True))
+        top, left = (rng.randint(0, side - size) for side in sides)
         pair = [image[:, top : top + size, left : left + size] for image in (photo, target)]
         return tuple(image.flip(-1) for image in pair) if rng.random() < 0.5 else tuple(pair)
 
@@ -164,7 +166,7 @@ def main() -> None:
         i
         for i, row in enumerate(pairs.rows)
         if (row["stands_for_label"] or row["artwork"] in image_space)
-        and min(pairs.targets[i].shape[-2:]) >= args.crop  # a panorama may be too flat
+        and min(pairs.targets[i].shape[-2:]) > args.crop  # a panorama may be too flat
     ]
 
     vae = AutoencoderTiny.from_pretrained(args.vae).requires_grad_(False).eval()
