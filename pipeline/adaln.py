@@ -9,6 +9,7 @@ Four readings of it are kept for the ablation; "A" is the default (docs/how-it-w
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,6 +30,11 @@ def layer_norm(tokens: Tensor, eps: float = EPS) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
 
 
+def modulate(tokens: Tensor, mu: Tensor, sigma: Tensor, eps: float = EPS) -> Tensor:
+    """LN(tokens) * (1 + mu) + sigma, in one pass over the tokens after the norm's own."""
+    return torch.addcmul(sigma, layer_norm(tokens, eps), 1 + mu)
+
+
 def eq1_reading(
     reading: str,
     tokens: Tensor,
@@ -44,13 +50,14 @@ def eq1_reading(
 ) -> Tensor:
     """Equation 1 on `tokens` (..., L, d); `ssm` and `mlp` map tokens to tokens. Only reading A uses `mlp` and `mu2`."""
     x = tokens
+    alpha1, mu1, sigma1, alpha2, sigma2, mu2 = (
+        v if isinstance(v, Tensor) else x.new_tensor(v) for v in (alpha1, mu1, sigma1, alpha2, sigma2, mu2)
+    )
     if reading == "A":  # a DiT block with the attention replaced by the state-space model
-        h = x + alpha1 * ssm(layer_norm(x, eps) * (1 + mu1) + sigma1)
-        return h + alpha2 * mlp(layer_norm(h, eps) * (1 + mu2) + sigma2)
+        h = torch.addcmul(x, alpha1, ssm(modulate(x, mu1, sigma1, eps)))
+        return torch.addcmul(h, alpha2, mlp(modulate(h, mu2, sigma2, eps)))
     if reading == "B":  # five parameters, as DiT's final layer
-        return (
-            layer_norm(x + alpha1 * ssm(layer_norm(x, eps) * (1 + mu1) + sigma1), eps) * (1 + alpha2) + sigma2
-        )
+        return modulate(torch.addcmul(x, alpha1, ssm(modulate(x, mu1, sigma1, eps))), alpha2, sigma2, eps)
     if reading == "C":  # modulated after the state-space model
         return layer_norm(x + alpha1 * ssm(layer_norm(x, eps)) * mu1 + sigma1, eps) * alpha2 + sigma2
     if reading == "D":  # as printed

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .adaln import READINGS, STARTS_AT_ONE, eq1_reading
-from .mamba import MambaMixer
+from .mamba import Linear, MambaMixer
 from .padding import pad_to_multiple
 
 # methods of the paper and its ablations; "paper" is the block the authors most likely used
@@ -58,10 +58,10 @@ class CrossAttentionMixer(nn.Module):
     def __init__(self, d_model: int, cond_dim: int, head_dim: int = 64) -> None:
         super().__init__()
         self.num_heads = max(1, d_model // head_dim)
-        self.to_text = nn.Linear(cond_dim, d_model)
-        self.to_q = nn.Linear(d_model, d_model, bias=False)
-        self.to_kv = nn.Linear(d_model, 2 * d_model, bias=False)
-        self.to_out = nn.Linear(d_model, d_model)
+        self.to_text = Linear(cond_dim, d_model)
+        self.to_q = Linear(d_model, d_model, bias=False)
+        self.to_kv = Linear(d_model, 2 * d_model, bias=False)
+        self.to_out = Linear(d_model, d_model)
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
         context = torch.cat([self.to_text(cond)[:, None], tokens], dim=1)  # (B, 1+L, d)
@@ -107,15 +107,15 @@ class FusionBlock(nn.Module):
             )
         else:
             self.mixer = CrossAttentionMixer(d_model, cond_dim)
-        self.ada_ln = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, len(self.names) * d_model))
+        self.ada_ln = nn.Sequential(nn.SiLU(), Linear(cond_dim, len(self.names) * d_model))
         nn.init.zeros_(self.ada_ln[1].weight)
         nn.init.zeros_(self.ada_ln[1].bias)
         self.mlp = self.out = None
         if reading == "A":
             hidden = round(mlp_ratio * d_model)
-            self.mlp = nn.Sequential(nn.Linear(d_model, hidden), nn.GELU("tanh"), nn.Linear(hidden, d_model))
+            self.mlp = nn.Sequential(Linear(d_model, hidden), nn.GELU("tanh"), Linear(hidden, d_model))
         else:  # these readings end in a LayerNorm: a zero projection around them restores the identity
-            self.out = nn.Linear(d_model, d_model)
+            self.out = Linear(d_model, d_model)
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
             with torch.no_grad():
@@ -180,8 +180,8 @@ class StyleFusion(ModelMixin, ConfigMixin):
         token_dim = latent_channels * unshuffle**2
         self.proj_in = self.proj_out = None
         if d_model is not None and d_model != token_dim:
-            self.proj_in = nn.Linear(token_dim, d_model)
-            self.proj_out = nn.Linear(d_model, token_dim)
+            self.proj_in = Linear(token_dim, d_model)
+            self.proj_out = Linear(d_model, token_dim)
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
         self.blocks = nn.ModuleList(

@@ -1,14 +1,16 @@
-"""The selective scan and its gradients as two compiled functions, for `numba_scan.py`.
+"""The selective scan, its gradients and the scan of Mamba-2 as three compiled functions, for `numba_scan.py`.
 
 Responsible for: the recurrence on numpy arrays, one slice of the channels of one sample a call. Knows nothing of torch
 or threads. Importing this file compiles nothing: the first call for a dtype does, and numba keeps the result beside
 this file or in the user's cache folder.
 
-A call walks along the sequence in chunks and within a chunk from channel to channel, so that the rows of a chunk stay
-in the innermost cache. A row is what one token needs to know of the states, side by side in SIMD lanes: every loop
-`for n in range(_LANES)` becomes one vector instruction a line (two with AVX2). It does only because the compiler can
-see that nothing it writes overlaps what it reads, which is why there are two arrays, `row` and `run`, where one would
-expect seven.
+A call walks along the sequence in chunks, so that the rows of a chunk stay in the innermost cache. A row is what one
+token needs to know of what lies side by side in SIMD lanes. On the way forward those are channels, state after state:
+no sum runs across lanes. The gradients take states for lanes, channel after channel, since a chunk has to keep every
+state then, and the gradients of B and C are sums over channels. Every loop over all lanes, `for n in range(_LANES)` or
+`for d in range(_WIDTH)`, becomes one vector instruction a line (more where registers are narrower). It does only
+because the compiler can see that nothing it writes overlaps what it reads, which is why there are two arrays, `row`
+and `run`, where one would expect seven.
 """
 
 import math
@@ -27,6 +29,12 @@ LOG2E = math.log2(math.e)
 # The fields of a row, and those of `run`, which goes from token to token.
 _B, _C, _GRAD_B, _GRAD_C, _DECAY, _KEPT, _ROW = (i * _LANES for i in range(7))
 _STATE, _RATE, _GRAD_RATE, _RUN = (i * _LANES for i in range(4))
+
+# The same where channels are the lanes.
+_WIDTH = 64
+_TOKENS = 32  # rows held at once: 24 KB; a divisor of CHUNK
+_STEP, _W, _Y, _LANE_ROW = (i * _WIDTH for i in range(4))
+_H, _LANE_RATE, _LANE_B, _LANE_C, _BIAS, _SKIP, _LANE_RUN = (i * _WIDTH for i in range(7))
 
 # `reassoc` lets a sum over states run in any order, as SIMD needs; NaN and infinity keep their meaning.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
@@ -153,6 +161,93 @@ def _backward(rows, run, step, w, grad_y, tokens_back, grad_step, grad_w):
         grad_step[t] += sum_step
 
 
+@_inner
+def _read_lanes(x, tokens_first, begin, end, first, last, rows, field):
+    """Copies channels `first` to `last` of a few tokens, from (L, D) or (D, L), to a field of their rows."""
+    if tokens_first:
+        for t in range(end - begin):
+            token, row = x[begin + t, first:last], rows[t]
+            for d in range(last - first):
+                row[field + d] = token[d]
+    else:
+        for d in range(last - first):
+            channel = x[first + d, begin:end]
+            for t in range(end - begin):
+                rows[t, field + d] = channel[t]
+
+
+@_inner
+def _write_lanes(x, tokens_first, begin, end, first, last, rows, field):
+    """The way back of `_read_lanes`."""
+    if tokens_first:
+        for t in range(end - begin):
+            token, row = x[begin + t, first:last], rows[t]
+            for d in range(last - first):
+                token[d] = row[field + d]
+    else:
+        for d in range(last - first):
+            channel = x[first + d, begin:end]
+            for t in range(end - begin):
+                channel[t] = rows[t, field + d]
+
+
+@_inner
+def _round_end(first, last_channel, channels, B, C):
+    """Up to _WIDTH channels go together, of one group wherever B or C varies over the tokens."""
+    last = min(first + _WIDTH, last_channel)
+    for x in (B, C):
+        if x.shape[3] > 1:
+            wide = channels // x.shape[1]
+            last = min(last, (first // wide + 1) * wide)
+    return last
+
+
+@_inner
+def _fill_factors(x, n, channels, begin, end, first, last, by_token, run, field):
+    """B or C of state n as two factors: one of the token and one of the channel, of which one is 1."""
+    if x.shape[2] > 1:
+        values = x[first * x.shape[0] // channels, n, begin:end]
+        for t in range(end - begin):
+            by_token[t] = values[t]
+        for d in range(_WIDTH):
+            run[field + d] = 1
+    else:
+        for t in range(end - begin):
+            by_token[t] = 1
+        for d in range(last - first):
+            run[field + d] = x[(first + d) * x.shape[0] // channels, n, 0]
+
+
+@_inner
+def _lane_steps(rows, run, tokens, softplus):
+    """From delta and u of each token the step, w = step * u, and y = D u, to which the states then add."""
+    zero, log2e = rows.dtype.type(0), rows.dtype.type(LOG2E)
+    for t in range(tokens):
+        row = rows[t]
+        if softplus:
+            for d in range(_WIDTH):
+                x = row[_STEP + d] + run[_BIAS + d]
+                row[_STEP + d] = max(x, zero) + log1p(exp2(-abs(x) * log2e))
+        else:
+            for d in range(_WIDTH):
+                row[_STEP + d] += run[_BIAS + d]
+        for d in range(_WIDTH):
+            u = row[_W + d]
+            row[_W + d] = row[_STEP + d] * u
+            row[_Y + d] = run[_SKIP + d] * u
+
+
+@_inner
+def _lane_forward(rows, run, B, C, tokens):
+    """Runs one state of all channels of a round through a few tokens: adds C h to y."""
+    for t in range(tokens):
+        row, B_t, C_t = rows[t], B[t], C[t]
+        for d in range(_WIDTH):
+            decay = exp2(row[_STEP + d] * run[_LANE_RATE + d])
+            run[_H + d] = decay * run[_H + d] + row[_W + d] * B_t * run[_LANE_B + d]
+            row[_Y + d] += run[_H + d] * C_t * run[_LANE_C + d]
+
+
 @_kernel
 def scan(b, _, first_channel, last_channel, tokens_first, u, delta, A, B, C, D, bias, softplus, y, states):
     """Writes y and states of one slice of the channels of sample b. A comes multiplied by LOG2E.
@@ -162,45 +257,92 @@ def scan(b, _, first_channel, last_channel, tokens_first, u, delta, A, B, C, D, 
     """
     dtype, channels, kept = u.dtype, A.shape[1], states.shape[1] - 1
     length = u.shape[1 if tokens_first else 2]
-    block = np.empty((3, _BLOCK, CHUNK), dtype)
-    step, slope, w = np.empty(CHUNK, dtype), np.empty(CHUNK, dtype), np.empty(CHUNK, dtype)
-    rows = np.zeros((1 + (A.shape[2] - 1) // _LANES, CHUNK, _ROW), dtype)
-    run = np.zeros(_RUN, dtype)
-    for chunk in range(1 + (length - 1) // CHUNK):
-        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, length)
-        loaded_B = loaded_C = -1
-        for d in range(first_channel, last_channel):
-            i = (d - first_channel) % _BLOCK
-            if i == 0:
-                _read(u[b], tokens_first, begin, end, d, last_channel, block[0])
-                _read(delta[b], tokens_first, begin, end, d, last_channel, block[1])
-            group_B, group_C = d * B.shape[1] // channels, d * C.shape[1] // channels
-            if loaded_B != group_B:
-                _load(B[b % B.shape[0], group_B], begin, end, rows, _B)
-            if loaded_C != group_C:
-                _load(C[b % C.shape[0], group_C], begin, end, rows, _C)
-            loaded_B, loaded_C = group_B, group_C
+    rows, run = np.zeros((_TOKENS, _LANE_ROW), dtype), np.zeros(_LANE_RUN, dtype)
+    B_t, C_t, h = np.empty(_TOKENS, dtype), np.empty(_TOKENS, dtype), np.empty((A.shape[2], _WIDTH), dtype)
+    A_b, B_b, C_b, D_b = A[b % A.shape[0]], B[b % B.shape[0]], C[b % C.shape[0]], D[b % D.shape[0]]
+    first = first_channel
+    while first < last_channel:
+        last = _round_end(first, last_channel, channels, B, C)
+        for d in range(last - first):
+            run[_BIAS + d], run[_SKIP + d] = bias[first + d], D_b[first + d]
+        h[:] = 0
+        for begin in range(0, length, _TOKENS):
+            end = min(begin + _TOKENS, length)
+            _read_lanes(delta[b], tokens_first, begin, end, first, last, rows, _STEP)
+            _read_lanes(u[b], tokens_first, begin, end, first, last, rows, _W)
+            _lane_steps(rows, run, end - begin, softplus)
+            for n in range(len(h)):
+                _fill_factors(B_b, n, channels, begin, end, first, last, B_t, run, _LANE_B)
+                _fill_factors(C_b, n, channels, begin, end, first, last, C_t, run, _LANE_C)
+                for d in range(last - first):
+                    run[_LANE_RATE + d] = A_b[first + d, n]
+                for d in range(_WIDTH):
+                    run[_H + d] = h[n, d]
+                _lane_forward(rows, run, B_t, C_t, end - begin)
+                for d in range(_WIDTH):
+                    h[n, d] = run[_H + d]
+            _write_lanes(y[b], tokens_first, begin, end, first, last, rows, _Y)
+            if end % CHUNK == 0 or end == length:
+                after = states[b, min((end - 1) // CHUNK + 1, kept)]
+                for d in range(last - first):
+                    for n in range(len(h)):
+                        after[first + d, n] = h[n, d]
+        first = last
 
-            u_d, delta_d, y_d = (
-                block[0, i, : end - begin],
-                block[1, i, : end - begin],
-                block[2, i, : end - begin],
-            )
-            A_d = A[b % A.shape[0], d]
-            before, after = states[b, min(chunk, kept), d], states[b, min(chunk + 1, kept), d]
-            _steps(delta_d, bias[d], u_d, softplus, step, slope, w)
-            skip = D[b % D.shape[0], d]
-            for t in range(end - begin):
-                y_d[t] = skip * u_d[t]
-            for m in range(len(rows)):
-                _fill(run, _STATE, before, m * _LANES)
-                _fill(run, _RATE, A_d, m * _LANES)
-                _forward(rows[m], run, step, w, y_d)
-                for n in range(min(_LANES, len(after) - m * _LANES)):
-                    after[m * _LANES + n] = run[_STATE + n]
 
-            if i == _BLOCK - 1 or d == last_channel - 1:
-                _write(y[b], tokens_first, begin, end, d - i, last_channel, block[2])
+@_inner
+def _head_forward(rows, run, decay, B, C):
+    """`_lane_forward` for channels that decay alike."""
+    for t in range(len(decay)):
+        row, decay_t, B_t, C_t = rows[t], decay[t], B[t], C[t]
+        for d in range(_WIDTH):
+            run[_H + d] = decay_t * run[_H + d] + row[_W + d] * B_t
+            row[_Y + d] += run[_H + d] * C_t
+
+
+@_kernel
+def scan_heads(b, _, first_channel, last_channel, u, delta, A, B, C, D, bias, softplus, y, states):
+    """Mamba-2's scan of one slice of the channels of sample b: writes y and the last state. No gradients.
+
+    u, y (B, L, D), delta (B, L, H), A (H,) times LOG2E, B and C (B, L, G, N), D (D,), bias (H,), states (B, D, N).
+    """
+    dtype, length, channels, heads = u.dtype, u.shape[1], u.shape[2], delta.shape[2]
+    rows, run = np.zeros((_TOKENS, _LANE_ROW), dtype), np.zeros(_LANE_RUN, dtype)
+    delta_t, step, decay, unused = np.empty((4, _TOKENS), dtype)
+    B_t, C_t, h = np.empty(_TOKENS, dtype), np.empty(_TOKENS, dtype), np.empty((B.shape[3], _WIDTH), dtype)
+    first = first_channel
+    while first < last_channel:
+        head = first * heads // channels
+        group = head * B.shape[2] // heads
+        last = min(first + _WIDTH, last_channel, (head + 1) * channels // heads)
+        h[:] = 0
+        for begin in range(0, length, _TOKENS):
+            end = min(begin + _TOKENS, length)
+            tokens = end - begin
+            for t in range(tokens):
+                delta_t[t] = delta[b, begin + t, head]
+            _steps(delta_t[:tokens], bias[head], delta_t, softplus, step, unused, unused)
+            for t in range(tokens):
+                decay[t] = exp2(step[t] * A[head])
+            _read_lanes(u[b], True, begin, end, first, last, rows, _W)
+            for t in range(tokens):
+                row, step_t = rows[t], step[t]
+                for d in range(last - first):
+                    row[_Y + d] = D[first + d] * row[_W + d]
+                    row[_W + d] *= step_t
+            for n in range(len(h)):
+                for t in range(tokens):
+                    B_t[t], C_t[t] = B[b, begin + t, group, n], C[b, begin + t, group, n]
+                for d in range(_WIDTH):
+                    run[_H + d] = h[n, d]
+                _head_forward(rows, run, decay[:tokens], B_t, C_t)
+                for d in range(_WIDTH):
+                    h[n, d] = run[_H + d]
+            _write_lanes(y[b], True, begin, end, first, last, rows, _Y)
+        for d in range(last - first):
+            for n in range(len(h)):
+                states[b, first + d, n] = h[n, d]
+        first = last
 
 
 @_kernel

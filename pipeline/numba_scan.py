@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chunked_scan import with_groups
-from .numba_kernels import CHUNK, LOG2E, scan, scan_gradients
+from .numba_kernels import CHUNK, LOG2E, scan, scan_gradients, scan_heads
 
 _STATES_A_THREAD = 2**18  # work that repays the start of a thread, about 0.1 ms
 
@@ -51,6 +51,35 @@ def numba_scan(
     y = y.mT if tokens_first else y  # (B, D, L)
     y = y if z is None else y * F.silu(z.to(dtype))
     return y.to(u.dtype), h
+
+
+def numba_ssd_scan(
+    x: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    step_bias: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` on inputs that were checked, without gradients: y, and always the last state."""
+    dtype, (heads, width) = torch.promote_types(x.dtype, torch.float32), x.shape[2:]
+    none = x.new_zeros(heads)
+    D = none if D is None else D
+    inputs = (
+        x.flatten(2),  # (b, L, H * P)
+        step,
+        A.to(dtype) * LOG2E,
+        B,
+        C,
+        (D if D.dim() == 2 else D[:, None].expand(-1, width)).flatten(),  # (H * P,)
+        none if step_bias is None else step_bias,
+    )
+    inputs = [x.detach().to(dtype).contiguous() for x in inputs]
+    y, h = torch.empty_like(inputs[0]), inputs[0].new_empty(len(x), heads * width, B.shape[3])
+    _run(scan_heads, _jobs(inputs[0], h), _threads(inputs[0], h), *inputs, softplus, y, h)
+    return y.unflatten(2, (heads, width)), h.unflatten(1, (heads, width))
 
 
 class _NumbaScan(torch.autograd.Function):

@@ -113,7 +113,7 @@ def scan_backend_reasons() -> dict[str, str]:
 
 
 @cache
-def _numba_obstacle() -> str:
+def numba_obstacle() -> str:
     """A small scan and its gradients show whether numba works here; this also compiles its kernels."""
     try:
         from .numba_scan import numba_scan
@@ -220,7 +220,7 @@ _ENGINES: dict[str, _Engine] = {
     "numba": _Engine(
         _run_numba,
         "tensors on the CPU",
-        obstacle=_numba_obstacle,
+        obstacle=numba_obstacle,
         fits=lambda inputs, return_last_state: inputs[0].device.type == "cpu",
     ),
     "triton": _Engine(

@@ -2,8 +2,10 @@
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T        y_t = h_t^T C_t + D x_t        (times SiLU(z_t))
 
-Responsible for: this recurrence in plain torch, on any device, with gradients by autograd. Knows nothing of images,
-directions or modules (`mamba.py`). `selective_scan.py` has a decay for each channel and state instead.
+Responsible for: this recurrence in plain torch, on any device, with gradients by autograd. Without gradients on the CPU
+a compiled loop is faster than any product, and does it if numba is there (`numba_scan.py`). Knows nothing of images,
+directions or modules (`mamba.py`).
+`selective_scan.py` has a decay for each channel and state instead.
 
 b batch, L tokens in c chunks of T, H heads of P channels, G groups of R heads that share B and C, N states a channel.
 """
@@ -11,6 +13,8 @@ b batch, L tokens in c chunks of T, H heads of P channels, G groups of R heads t
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .selective_scan import numba_obstacle
 
 
 def ssd_scan(
@@ -30,17 +34,42 @@ def ssd_scan(
 
     x, z: (b, L, H, P). dt: (b, L, H). A, dt_bias: (H,). B, C: (b, L, G, N). D: (H,) or (H, P).
     Computes in float32 (float64 for a float64 `x`) and returns y (b, L, H, P) in the dtype of `x`, and with
-    `return_last_state` also h_L (b, H, P, N) in the dtype of the computation. Time and memory grow with L * chunk.
+    `return_last_state` also h_L (b, H, P, N) in the dtype of the computation. Time and memory of the matrix products
+    grow with L * chunk; on the CPU without gradients there is no chunk.
 
     Raises ValueError for shapes that do not fit together.
     """
     _check_shapes(x, dt, A, B, C, D, z, dt_bias, chunk)
+    inputs = (x, dt, A, B, C, D, dt_bias)
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if x.device.type == "cpu" and not training and not numba_obstacle():
+        from .numba_scan import numba_ssd_scan
+
+        y, h = numba_ssd_scan(*inputs, dt_softplus)
+    else:
+        y, h = _by_chunks(*inputs, dt_softplus, min(chunk, x.shape[1]))
+    y = (y if z is None else y * F.silu(z.to(y.dtype))).to(x.dtype)
+    return (y, h) if return_last_state else y
+
+
+def _by_chunks(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """y before the gate, and the last state, by matrix products: any device, with gradients."""
     with torch.autocast(x.device.type, enabled=False):  # it would round the matrix products to half precision
         dtype, length = torch.promote_types(x.dtype, torch.float32), x.shape[1]
         step = dt.to(dtype) if dt_bias is None else dt.to(dtype) + dt_bias.to(dtype)
         step = F.softplus(step) if dt_softplus else step  # (b, L, H)
         wide_x = x.to(dtype)
-        groups, chunk = B.shape[2], min(chunk, length)
+        groups = B.shape[2]
 
         # A step of 0 keeps the state as it is and writes nothing: it fills up the last chunk.
         def chunks(t: Tensor) -> Tensor:
@@ -71,10 +100,7 @@ def ssd_scan(
         y = y.permute(0, 1, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)[:, :length]  # (b, L, H, P)
         if D is not None:
             y = y + wide_x * (D if D.dim() == 2 else D[:, None]).to(dtype)
-        if z is not None:
-            y = y * F.silu(z.to(dtype))
-    y = y.to(x.dtype)
-    return (y, h.flatten(1, 2)) if return_last_state else y
+    return y, h.flatten(1, 2)
 
 
 def _segment_decays(log_decay: Tensor) -> Tensor:

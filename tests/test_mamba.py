@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stylemamba.pipeline import mamba as mamba_module
 from stylemamba.pipeline.fusion import StyleFusion
-from stylemamba.pipeline.mamba import MambaMixer
+from stylemamba.pipeline.mamba import Linear, MambaMixer
 from stylemamba.pipeline.scan_orders import scan_orders
 from stylemamba.pipeline.selective_scan import selective_scan_ref
 
@@ -62,6 +63,63 @@ def test_equals_mamba_written_out(scan_order, conv, ssm):
     m = mixer(scan_order=scan_order, conv=conv, ssm=ssm).double()
     x = torch.randn(2, 15, 8, dtype=torch.float64)
     torch.testing.assert_close(m(x, 3, 5), written_out(m, x, 3, 5))
+
+
+@each_kind
+@each_conv
+@each_ssm
+@pytest.mark.parametrize("d_model", [8, 50])
+def test_without_gradients_it_is_the_same(scan_order, conv, ssm, d_model):
+    """That way has matrix products, scans and in-place operations of its own, and leaves its input alone."""
+    m = mixer(d_model, scan_order=scan_order, conv=conv, ssm=ssm)
+    x = torch.randn(2, 77, d_model)
+    before = x.clone()
+    wanted = m(x, 7, 11)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            torch.testing.assert_close(m(x, 7, 11), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_torchs(bias):
+    torch.manual_seed(0)
+    layer, x = (
+        Linear(24, 40, bias=bias),
+        torch.randn(2, 9, 50)[..., 3:27],
+    )  # strided, as a slice of wider rows
+    wanted = x @ layer.weight.T + (layer.bias if bias else 0)
+    torch.testing.assert_close(layer(x), wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted)
+        torch.testing.assert_close(layer(x[:, :0]), wanted[:, :0])
+        torch.testing.assert_close(layer.double()(x.double()), wanted.double(), rtol=1e-5, atol=1e-5)
+        assert layer.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
+        assert layer.to("meta")(x.to("meta")).shape == wanted.shape
+
+
+def test_linear_without_onednn(monkeypatch):
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    monkeypatch.setattr(mamba_module, "_onednn_linear", lambda: None)
+    with torch.no_grad():
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_linear_leaves_autocast_and_tensors_of_other_classes_alone():
+    class Counting(torch.Tensor):
+        calls = 0
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.calls += func is F.linear
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        layer(x.as_subclass(Counting))
+    assert Counting.calls == 1
 
 
 def test_parameters_of_plain_mamba():

@@ -17,6 +17,7 @@ import numpy as np
 
 from stylemamba.pipeline import numba_kernels, simd_math
 from stylemamba.pipeline.numba_scan import numba_scan
+from stylemamba.pipeline.selective_scan import selective_scan_ref
 
 
 def inputs(batch=2, channels=6, length=150, states=16, dtype=torch.float32, groups=1):
@@ -39,6 +40,20 @@ def run(tensors):
     u, delta, A, *others = tensors
     y, h = numba_scan(u, delta, -A.abs(), *others, True)
     return y, h, *torch.autograd.grad(y.square().sum() + h.square().sum(), tensors)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(150, 2), (130, 1), (12, 12), (66, 1)])
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_rounds_of_channels_end_with_their_group(channels, groups, tokens_first):
+    u, delta, A, B, C, D, z, bias = (
+        x.detach().double() for x in inputs(channels=channels, states=3, length=130, groups=groups)
+    )
+    if tokens_first:
+        u, delta = (x.mT.contiguous().mT for x in (u, delta))
+    arguments = (u, delta, -A.abs(), B, C, D, z, bias, True)
+    wanted = selective_scan_ref(*arguments, return_last_state=True)
+    for got, exact in zip(numba_scan(*arguments), wanted, strict=True):
+        torch.testing.assert_close(got, exact)
 
 
 @numba.njit

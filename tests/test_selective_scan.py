@@ -459,7 +459,7 @@ def test_without_numba_the_scan_runs_in_torch_and_says_so_once(way, monkeypatch,
     broken = ModuleType("stylemamba.pipeline.numba_scan")
     broken.numba_scan = numba_scan
     monkeypatch.setitem(sys.modules, broken.__name__, None if way == "absent" else broken)
-    scan_module._numba_obstacle.cache_clear()
+    scan_module.numba_obstacle.cache_clear()
     try:
         inputs = random_inputs()
         for _ in range(2):
@@ -471,7 +471,7 @@ def test_without_numba_the_scan_runs_in_torch_and_says_so_once(way, monkeypatch,
         assert len(caplog.records) == 1
         assert wanted in caplog.text
     finally:
-        scan_module._numba_obstacle.cache_clear()
+        scan_module.numba_obstacle.cache_clear()
 
 
 def test_unknown_backend():

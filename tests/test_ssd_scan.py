@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stylemamba.pipeline import ssd_scan as scan_module
 from stylemamba.pipeline.selective_scan import selective_scan_ref
 from stylemamba.pipeline.ssd_scan import ssd_scan
 
@@ -14,6 +15,13 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")
 
 _file = Path(__file__).parent / "vectors" / "loss_vectors.json"
 DUALITY = next(case for case in json.loads(_file.read_text())["cases"] if case["id"] == "scan.ssd_duality")
+
+
+@pytest.fixture(params=["kernel", "products"])
+def way(request, monkeypatch):
+    """Without gradients the CPU has a kernel; other devices, and machines without numba, have the matrix products."""
+    if request.param == "products":
+        monkeypatch.setattr(scan_module, "numba_obstacle", lambda: "not for this test")
 
 
 def random_inputs(batch=2, length=70, heads=4, width=3, groups=2, states=5, dtype=torch.float32, seed=0):
@@ -61,6 +69,7 @@ def results_and_gradients(scan, inputs):
     return y.detach(), h.detach(), *torch.autograd.grad((y, h), inputs, weights)
 
 
+@pytest.mark.usefixtures("way")
 def test_vector_duality():
     v = {name: torch.tensor(value, dtype=torch.float64) for name, value in DUALITY["inputs"].items()}
     # The vector has its step in x: a step of -a with A = -1, and x without it.
@@ -92,6 +101,21 @@ def test_equals_the_selective_scan_in_results_and_gradients(length, softplus):
             assert (a - b).abs().max() < limit * b.abs().max().clamp_min(1e-12), name
 
 
+@pytest.mark.parametrize(("heads", "width", "groups"), [(2, 100, 1), (3, 64, 3), (1, 7, 1), (4, 65, 2)])
+@pytest.mark.parametrize("length", [1, 31, 100])
+def test_the_way_without_gradients_gives_the_same(heads, width, groups, length):
+    """Heads narrower and wider than what the kernel takes at once; two samples, so that both are reached."""
+    inputs = random_inputs(2, length, heads, width, groups, dtype=torch.float64)
+    wanted = ssd_scan(*(t.requires_grad_() for t in inputs), dt_softplus=True, return_last_state=True)
+    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        with torch.no_grad():
+            got = ssd_scan(*(t.to(dtype) for t in inputs), dt_softplus=True, return_last_state=True)
+        for a, b in zip(got, wanted, strict=True):
+            assert a.dtype == dtype and a.shape == b.shape
+            assert (a - b).abs().max() < limit * b.abs().max()
+
+
+@pytest.mark.usefixtures("way")
 def test_float32_over_thousands_of_tokens():
     got = ssd_scan(*random_inputs(length=4096), return_last_state=True)
     wanted = ssd_scan(*random_inputs(length=4096, dtype=torch.float64), return_last_state=True)
@@ -99,6 +123,7 @@ def test_float32_over_thousands_of_tokens():
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+@pytest.mark.usefixtures("way")
 def test_small_steps_after_large_ones_keep_their_digits():
     """A running sum of the exponents would be 20000 by the end of the chunk, and then know them to 1e-3 only."""
     x, dt, A, B, C, *_ = random_inputs(length=64, dtype=torch.float64)
@@ -118,6 +143,7 @@ def test_gradcheck(chunk):
     assert torch.autograd.gradcheck(scan, inputs)
 
 
+@pytest.mark.usefixtures("way")
 def test_the_chunk_does_not_matter():
     inputs = random_inputs(dtype=torch.float64)
     wanted = ssd_scan(*inputs, return_last_state=True)
@@ -126,6 +152,7 @@ def test_the_chunk_does_not_matter():
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.usefixtures("way")
 def test_causal():
     inputs = random_inputs(length=140)
     y = ssd_scan(*inputs)
@@ -146,12 +173,14 @@ def test_underflowing_decay_forgets_the_past():
     assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves))
 
 
+@pytest.mark.usefixtures("way")
 def test_one_skip_weight_a_head():
     x, dt, A, B, C, *_ = random_inputs()
     D = torch.randn(4)
     torch.testing.assert_close(ssd_scan(x, dt, A, B, C, D), ssd_scan(x, dt, A, B, C) + D[:, None] * x)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_only_the_rounding_of_float32(dtype):
     half = random_inputs(dtype=dtype)
@@ -162,6 +191,7 @@ def test_half_precision_is_only_the_rounding_of_float32(dtype):
     assert torch.equal(h, wanted_h)
 
 
+@pytest.mark.usefixtures("way")
 def test_autocast_does_not_reach_the_scan():
     inputs = random_inputs()
     wanted = ssd_scan(*inputs)
