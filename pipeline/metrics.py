@@ -5,14 +5,15 @@ that some scores need are given to it.  No score is comparable with one taken by
 resolution, which is why each row of the report carries its own.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .images import Picture, read_images
-from .losses import content_loss, directional_cosine, full_precision
+from .losses import content_loss, directional_cosine, full_precision, mean_std_loss
 
 _SSIM_WINDOW = 11
 
@@ -80,6 +81,20 @@ def frechet_distance(m1: Tensor, S1: Tensor, m2: Tensor, S2: Tensor) -> Tensor:
     return (m1 - m2).square().sum() + R1.square().sum() + R2.square().sum() - 2 * overlap
 
 
+def fid(a: Tensor, b: Tensor) -> Tensor:
+    """`frechet_distance` of the Gaussians through two sets of features, (N, D) and (M, D).
+
+    Needs N, M > 1.  With few samples it is biased upwards, and it means nothing without the name of the network and
+    the two counts: a value by other features, or of another count, is on another scale.
+    """
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"got feature sets {tuple(a.shape)} and {tuple(b.shape)}; wanted (N, D) and (M, D) of one network, N, M > 1"
+        )
+    (m1, S1), (m2, S2) = ((rows.mean(0), torch.atleast_2d(rows.T.cov())) for rows in (a.double(), b.double()))
+    return frechet_distance(m1, S1, m2, S2)
+
+
 def artfid(lpips: Tensor | float, fid: Tensor | float) -> Tensor | float:
     """`(1 + LPIPS) * (1 + FID)`: content kept times style reached, lower is better."""
     return (1 + lpips) * (1 + fid)
@@ -133,14 +148,81 @@ def aesthetic_linear(embedding: Tensor, weight: Tensor, bias: Tensor | float) ->
 # The report
 
 
+def bootstrap_interval(
+    values: Sequence[float] | Tensor,
+    seed: int,
+    *,
+    groups: Sequence[int] | None = None,
+    statistic: Callable[[Tensor], Tensor | float] | None = None,
+    resamples: int = 2000,
+) -> tuple[float, float]:
+    """The 95 % interval of a statistic, the mean if none is given, over pairs drawn again with replacement.
+
+    values: one number, or one row of features, for each pair.
+    groups: one number for each pair; pairs of one group are drawn together.  Pictures of one prompt (or one photo)
+        resemble each other, and an interval that takes them for independent is too narrow.
+    statistic: of a Tensor like `values`.  The resamples of one that is biased by repeated rows, such as `fid`, lie beside
+        its value; the interval is their spread, moved back by that bias.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    groups = torch.arange(len(values)) if groups is None else torch.as_tensor(groups)
+    if len(values) == 0 or len(groups) != len(values):
+        raise ValueError(
+            f"got {len(values)} values and {len(groups)} groups; wanted at least one value, a group for each"
+        )
+    members = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
+    value = float(values.mean() if statistic is None else statistic(values))
+    if not math.isfinite(value):  # the PSNR of equal pictures
+        return value, value
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(members), (resamples, len(members)), generator=generator)  # of groups
+    if statistic is None:
+        sums = torch.stack([values[rows].sum() for rows in members])
+        counts = torch.tensor([len(rows) for rows in members])
+        found = sums[draws].sum(1) / counts[draws].sum(1)
+    else:
+        rows = (torch.cat([members[group] for group in draw]) for draw in draws.tolist())
+        found = torch.tensor([float(statistic(values[row])) for row in rows], dtype=torch.float64)
+    bias = 0.0 if statistic is None else found.mean() - value  # a mean has none
+    low, high = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64)) - bias
+    return low.item(), high.item()
+
+
+def report_row(
+    values: Sequence[Tensor | float],
+    *,
+    resolution: str,
+    encoder: str | None = None,
+    resize: str | None = None,
+    seed: int | None = None,
+    groups: Sequence[int] | None = None,
+) -> dict:
+    """One score with what one needs to read it: the mean `value`, its `bootstrap_interval`, `per_image`, and how it was
+    taken."""
+    numbers = [float(value) for value in values]
+    return {
+        "value": sum(numbers) / len(numbers),
+        "interval": list(bootstrap_interval(numbers, seed or 0, groups=groups)),
+        "per_image": numbers,
+        "encoder": encoder,
+        "range": "[0, 1]",
+        "resolution": resolution,
+        "resize": resize,
+        "pairs": len(numbers),
+        "seed": seed,
+    }
+
+
 @torch.no_grad()
 def score(
     stylized: Picture | Sequence[Picture],
     content: Picture | Sequence[Picture],
     prompt: str | Sequence[str] | None = None,
     *,
+    style: Picture | Sequence[Picture] | None = None,
     encoder=None,
     perceptual=None,
+    aesthetic=None,
     source_prompt: str = "a plain photo",
     seed: int | None = None,
 ) -> dict[str, dict]:
@@ -148,36 +230,43 @@ def score(
 
     stylized, content: pictures in any form, of equal sizes pair by pair; one content may serve all.
     prompt: one for all or one per picture; without it, or without `encoder`, no text score is given.
+    style: pictures in the style asked for, of any sizes; together they say what it looks like.
     encoder: has `embed_images((B, 3, H, W) in [0, 1])` and `embed_texts(list)`, both giving unit vectors, `name`,
         `logit_scale` and `logit_bias` (None if unknown); one that is no SigLIP names its `family`, such as "clip".
         Judge with another one than the fit used: a fit can please its own encoder.
     perceptual: a `VGGFeatures`, or what stands in for it.
-    seed: of the stylization, only noted down; the scores themselves draw no random numbers.
+    aesthetic: an `AestheticRater`.
+    seed: of the stylization, noted down; it also decides which pairs the intervals draw.
 
-    Rows: `ssim`, `psnr`; with `perceptual` also `lpips`, `vgg_normalised`, `vgg_clipstyler`, `cfsd`; with `encoder`
-    and `prompt` also `siglip_cos`, `siglip_prob` (named after the family) and `dir_sim`.  Each row holds `value` (the
-    mean), `per_image`, `encoder`, `range`, `resolution`, `resize`, `pairs` and `seed`.
+    Rows: `ssim`, `psnr`; with `perceptual` also `lpips`, `vgg_normalised`, `vgg_clipstyler`, `cfsd`, and with `style`
+    too `mean_std` (AdaIN's style distance, the mean over the style pictures); with `encoder` and `prompt` also
+    `siglip_cos`, `siglip_prob` (named after the family) and `dir_sim`; with `aesthetic` also `aesthetic`.  Each is a
+    `report_row`.
     """
     pairs = _pairs(stylized, content)
     sizes = "|".join(sorted({f"{one.shape[-1]}x{one.shape[-2]}" for one, _ in pairs}))
     report: dict[str, dict] = {}
 
     def add(name: str, values: list[Tensor], **how: str | None) -> None:
-        numbers = [float(value) for value in values]
-        row = {"encoder": None, "range": "[0, 1]", "resolution": sizes, "resize": None, **how}
-        mean = sum(numbers) / len(numbers)
-        report[name] = {"value": mean, "per_image": numbers, **row, "pairs": len(pairs), "seed": seed}
+        report[name] = report_row(values, **{"resolution": sizes, "seed": seed, **how})
 
     add("ssim", [ssim(one, other) for one, other in pairs])
     add("psnr", [psnr(one, other) for one, other in pairs])
     if perceptual is not None:
         for name, values in _perceptual_scores(perceptual, pairs).items():
             add(name, values, encoder=perceptual.name)
+        if style is not None:
+            add("mean_std", _style_distances(perceptual, pairs, style), encoder=perceptual.name)
     if encoder is not None and prompt is not None:
         side = getattr(encoder, "image_size", None)
         resolution = f"{side}x{side}" if side else sizes
         for name, values in _text_scores(encoder, pairs, prompt, source_prompt).items():
             add(name, values, encoder=encoder.name, resolution=resolution, resize="the encoder's own")
+    if aesthetic is not None:
+        ratings = [aesthetic(one) for one, _ in pairs]
+        side = getattr(aesthetic.encoder, "image_size", None)
+        resolution = f"{side}x{side}" if side else sizes
+        add("aesthetic", ratings, encoder=aesthetic.name, resolution=resolution, resize="the encoder's own")
     return report
 
 
@@ -217,6 +306,19 @@ def _perceptual_scores(perceptual, pairs: list[tuple[Tensor, Tensor]]) -> dict[s
         scores["vgg_clipstyler"].append(content_loss(*layers["vgg_clipstyler"], variant="clipstyler"))
         scores["cfsd"].append(cfsd(layers["cfsd"][0][0], layers["cfsd"][1][0]))
     return scores
+
+
+def _style_distances(
+    perceptual, pairs: list[tuple[Tensor, Tensor]], style: Picture | Sequence[Picture]
+) -> list[Tensor]:
+    def layers(image: Tensor) -> list[Tensor]:
+        return list(perceptual(image, perceptual.style_taps).values())
+
+    wanted = [layers(picture.rgb) for picture in read_images(style)]
+    return [
+        torch.stack([mean_std_loss(own, other) for other in wanted]).mean()
+        for own in (layers(one) for one, _ in pairs)
+    ]
 
 
 def _text_scores(

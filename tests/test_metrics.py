@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from stylemamba.pipeline import metrics
-from stylemamba.pipeline.losses import directional_loss
+from stylemamba.pipeline.aesthetic import AestheticRater
+from stylemamba.pipeline.losses import directional_loss, mean_std_loss
 from stylemamba.pipeline.perceptual import VGGFeatures
 
 
@@ -59,6 +60,64 @@ def test_frechet_distance_of_a_set_to_itself_is_0_even_with_fewer_samples_than_f
     torch.testing.assert_close(
         metrics.frechet_distance(mean, covariance, mean + 1, covariance), torch.tensor(64.0).double()
     )
+
+
+class TestFID:
+    def test_equal_sets_are_0_and_a_shift_is_its_square(self):
+        features = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+        shift = torch.arange(8.0)
+        assert abs(metrics.fid(features, features)) < 1e-6
+        assert math.isclose(metrics.fid(features, features + shift), (shift**2).sum(), rel_tol=1e-6)
+
+    def test_of_scaled_sets_along_one_axis(self):
+        """Covariances that commute: Tr(S1 + S2 - 2 (S1 S2)^(1/2)) is the squared difference of the deviations."""
+        features = torch.randn(40, 1, generator=torch.Generator().manual_seed(0)).double()
+        features = features - features.mean()
+        assert math.isclose(metrics.fid(features, 3 * features), (2 * features.std()) ** 2, rel_tol=1e-9)
+
+    def test_exception(self):
+        with pytest.raises(ValueError, match="of one network"):
+            metrics.fid(torch.zeros(4, 3), torch.zeros(4, 2))
+        with pytest.raises(ValueError, match="M > 1"):
+            metrics.fid(torch.zeros(4, 3), torch.zeros(1, 3))
+
+
+class TestBootstrap:
+    def test_of_a_constant_is_that_constant(self):
+        assert metrics.bootstrap_interval([0.25] * 7, 0) == (0.25, 0.25)
+        assert metrics.bootstrap_interval([math.inf, math.inf], 0) == (math.inf, math.inf)
+
+    def test_width_is_that_of_the_normal_approximation(self):
+        values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+        low, high = metrics.bootstrap_interval(values, 0)
+        assert math.isclose(high - low, 2 * 1.96 * values.std() / 20, rel_tol=0.1)
+        assert low < values.mean() < high
+
+    def test_pairs_of_a_group_are_drawn_together(self):
+        """Four copies of each number say no more than the number."""
+        values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+        groups = torch.arange(50).repeat_interleave(4)
+        alone = metrics.bootstrap_interval(values, 0)
+        copies = metrics.bootstrap_interval(values.repeat_interleave(4), 0, groups=groups)
+        naive = metrics.bootstrap_interval(values.repeat_interleave(4), 0)
+        assert math.isclose(copies[1] - copies[0], alone[1] - alone[0], rel_tol=1e-6)
+        assert naive[1] - naive[0] < 0.6 * (copies[1] - copies[0])
+
+    def test_seed_and_statistic(self):
+        rows = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+        other = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
+        assert metrics.bootstrap_interval(rows[:, 0], 1) == metrics.bootstrap_interval(rows[:, 0], 1)
+        assert metrics.bootstrap_interval(rows[:, 0], 1) != metrics.bootstrap_interval(rows[:, 0], 2)
+        low, high = metrics.bootstrap_interval(
+            rows, 0, statistic=lambda drawn: metrics.fid(drawn, other), resamples=200
+        )
+        assert low < metrics.fid(rows, other) < high
+
+    def test_exception(self):
+        with pytest.raises(ValueError, match="at least one"):
+            metrics.bootstrap_interval([], 0)
+        with pytest.raises(ValueError, match="3 values and 2 groups"):
+            metrics.bootstrap_interval([1.0, 2.0, 3.0], 0, groups=[0, 1])
 
 
 class TestCFSD:
@@ -144,6 +203,22 @@ class TestScore:
         for name, value in desired.items():
             assert math.isclose(values[name], value, rel_tol=1e-4, abs_tol=1e-6), name
 
+    def test_style_distance_is_the_mean_over_the_paintings(self):
+        perceptual = VGGFeatures(channels=(3, 4, 4, 4, 4))
+        a, paintings = images(1, 3, 32, 40), [images(3, 48, 48, seed=1), images(3, 36, 60, seed=2)]
+        row = metrics.score(a, a, style=paintings, perceptual=perceptual)["mean_std"]
+        maps = [
+            list(perceptual(x, perceptual.style_taps).values()) for x in (a, *(p[None] for p in paintings))
+        ]
+        desired = (mean_std_loss(maps[0], maps[1]) + mean_std_loss(maps[0], maps[2])) / 2
+        assert math.isclose(row["value"], desired, rel_tol=1e-5) and row["encoder"] == perceptual.name
+        assert metrics.score(a, a, style=a, perceptual=perceptual)["mean_std"]["value"] == 0
+
+    def test_interval_holds_the_mean(self):
+        report = metrics.score(images(4, 3, 16, 16), images(4, 3, 16, 16, seed=1), seed=3)
+        low, high = report["psnr"]["interval"]
+        assert low < report["psnr"]["value"] < high
+
     def test_only_what_is_given_is_scored(self):
         a = images(1, 3, 16, 16)
         assert set(metrics.score(a, a)) == {"ssim", "psnr"}
@@ -170,3 +245,31 @@ class TestScore:
             metrics.score(a, images(3, 3, 16, 16))
         with pytest.raises(ValueError, match="3 prompts for 2"):
             metrics.score(a, a, ["x", "y", "z"], encoder=ToyEncoder())
+
+
+class TestAesthetic:
+    def head(self, folder, **changes):
+        weight = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
+        torch.save(
+            {"linear.weight": weight, "linear.bias": torch.tensor([5.0]), **changes}, folder / "head.pth"
+        )
+        return folder / "head.pth", weight[0]
+
+    def test_file_to_row(self, tmp_path):
+        path, weight = self.head(tmp_path)
+        rater = AestheticRater.from_file(path, ToyEncoder())
+        a = images(2, 3, 16, 16)
+        desired = [3**0.5 * float(weight @ e) + 5 for e in ToyEncoder().embed_images(a)]
+        row = metrics.score(a, a, aesthetic=rater)["aesthetic"]
+        assert row["per_image"] == pytest.approx(desired, rel=1e-5)
+        assert row["resolution"] == "8x8" and "toy" in row["encoder"] and "head@" in row["encoder"]
+
+    def test_exception(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="Simulacra"):
+            AestheticRater.from_file(tmp_path / "none.pth", ToyEncoder())
+        path, _ = self.head(tmp_path, **{"linear.weight": torch.zeros(4)})
+        with pytest.raises(ValueError, match="linear.weight"):
+            AestheticRater.from_file(path, ToyEncoder())
+        path, _ = self.head(tmp_path, **{"linear.weight": torch.zeros(1, 5)})
+        with pytest.raises(ValueError, match="gives 3 numbers"):
+            AestheticRater.from_file(path, ToyEncoder())(images(1, 3, 16, 16))
