@@ -190,7 +190,7 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
             )
-        sharpening = min(1.0, max(0.0, (share - args.sharpen_from) / 0.1)) if args.sharpen_from < 1 else 0.0
+        sharpening = min(1.0, max(0.0, (share - args.sharpen_from) / 0.1))
         rng = random.Random(f"{args.seed} {step}")
         chosen = rng.choices(usable, k=args.batch)
         photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
