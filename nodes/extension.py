@@ -1,8 +1,30 @@
-"""The list of nodes that ComfyUI registers. None yet: the pack loads, and the nodes come with a later release."""
+"""The list of nodes that ComfyUI registers."""
 
-from .host import ComfyExtension
+from . import host
+from .blend_styles import StyleMambaBlendStyles
+from .latents import StyleMambaDecode, StyleMambaFuse
+from .loader import StyleMambaLoader
+from .prompt_fit import StyleMambaPromptFit
+from .score import StyleMambaScore
+from .style_files import StyleMambaLoadStyle, StyleMambaSaveStyle
+from .style_from_image import StyleMambaStyleFromImage
+from .stylize import StyleMambaStylize
 
 
-class StyleMambaExtension(ComfyExtension):
-    async def get_node_list(self) -> list:
-        return []
+class StyleMambaExtension(host.ComfyExtension):
+    async def on_load(self) -> None:
+        host.model_roots()  # so that the host knows the folder from the start
+
+    async def get_node_list(self) -> list[type[host.io.ComfyNode]]:
+        return [
+            StyleMambaStylize,
+            StyleMambaLoader,
+            StyleMambaLoadStyle,
+            StyleMambaPromptFit,
+            StyleMambaSaveStyle,
+            StyleMambaBlendStyles,
+            StyleMambaStyleFromImage,
+            StyleMambaFuse,
+            StyleMambaDecode,
+            StyleMambaScore,
+        ]

@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ..weights import bundled_folder, bundled_names
+from . import conditional_decoder, statistics_encoder  # noqa: F401 (diffusers loads parts of imported modules only)
 from .fusion import StyleFusion
 from .siglip_encoder import SiglipEncoder
 

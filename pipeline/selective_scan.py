@@ -118,8 +118,9 @@ def numba_obstacle() -> str:
     try:
         from .numba_scan import numba_scan
 
-        u = torch.ones(1, 1, 2, device="cpu").requires_grad_()
+        # ComfyUI asks under inference_mode, where nothing that is made can have a gradient.
         with torch.inference_mode(False), torch.enable_grad():
+            u = torch.ones(1, 1, 2, device="cpu").requires_grad_()
             y, _ = numba_scan(u, u, -u[0, :, :1], u, u, None, None, None, True)
             y.sum().backward()
         return ""

@@ -168,3 +168,12 @@ from elsewhere import numba_kernels
 assert callable(numba_kernels.scan)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_numba_is_found_under_inference_mode():
+    """ComfyUI's first question comes from there, and the answer is kept."""
+    from stylemamba.pipeline.selective_scan import numba_obstacle
+
+    outside = numba_obstacle.__wrapped__()
+    with torch.inference_mode():
+        assert numba_obstacle.__wrapped__() == outside

@@ -1,0 +1,106 @@
+"""StyleMamba Blend Styles: several styles in one, by weight. A style of weight 0 is not even loaded."""
+
+import math
+
+from . import host
+from .host import io
+
+_MOST = 8
+
+
+class StyleMambaBlendStyles(io.ComfyNode):
+    """Two styles in every host, so that a workflow opens in all of them; a third and more by chaining the node, or in
+    slots that grow where the host has such."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            host.Style.Input(
+                "style_a", lazy=True, tooltip="A style, or the blend of another of these nodes."
+            ),
+            _weight("weight_a"),
+            host.Style.Input("style_b", lazy=True, optional=True, tooltip="A style to mix with it."),
+            _weight("weight_b"),
+        ]
+        if host.HAS_AUTOGROW:
+            slot = host.Style.Input("style", lazy=True, optional=True, tooltip="One more style to mix in.")
+            inputs += [
+                io.String.Input(
+                    "more_weights",
+                    default="",
+                    optional=True,
+                    tooltip="Weights of the further styles, in order, such as: 0.5, 0.25. Those left out are 1.",
+                ),
+                io.Autogrow.Input(
+                    "more",
+                    template=io.Autogrow.TemplatePrefix(slot, prefix="style", min=0, max=_MOST),
+                    optional=True,
+                    tooltip="Further styles.",
+                ),
+            ]
+        return host.schema(
+            node_id="StyleMambaBlendStyles",
+            display_name="StyleMamba Blend Styles",
+            category="StyleMamba",
+            description="Mixes styles by weight. Chain it to mix more. A style of weight 0 is not loaded at all.",
+            search_aliases=["mix styles", "combine styles", "style interpolation", "weighted styles"],
+            inputs=inputs,
+            outputs=[host.Style.Output(display_name="style", tooltip="The blend, usable like any style.")],
+        )
+
+    @classmethod
+    def check_lazy_status(
+        cls, weight_a: float, weight_b: float, style_a=None, style_b=None, more_weights="", more=None
+    ):
+        slots = _slots(style_a, weight_a, style_b, weight_b, more_weights, more)
+        return [name for name, style, weight in slots if style is None and weight]
+
+    @classmethod
+    def execute(
+        cls, weight_a: float, weight_b: float, style_a=None, style_b=None, more_weights="", more=None
+    ) -> io.NodeOutput:
+        slots = _slots(style_a, weight_a, style_b, weight_b, more_weights, more)
+        parts = [style.scaled(weight) for _, style, weight in slots if style is not None and weight]
+        if not parts:
+            raise ValueError(
+                "all weights are 0 or no style is connected: connect a style and give it a weight."
+            )
+        return io.NodeOutput(sum(parts[1:], start=parts[0]))
+
+
+def _weight(name: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=0.5,
+        min=-1.5,
+        max=1.5,
+        step=0.05,
+        tooltip="Its share; weights should sum to 1. 0 leaves it out, less than 0 leads away from it.",
+    )
+
+
+def _slots(style_a, weight_a, style_b, weight_b, more_weights: str, more: dict | None):
+    """(id of the input, style or None, weight) of every slot; ids as the host wants them back."""
+    more = more or {}
+    weights = _read_weights(more_weights)
+    weights += [1.0] * (len(more) - len(weights))
+    return [
+        ("style_a", style_a, weight_a),
+        ("style_b", style_b, weight_b),
+        *(
+            (f"more.{name}", style, weight)
+            for (name, style), weight in zip(more.items(), weights, strict=False)
+        ),
+    ]
+
+
+def _read_weights(text: str) -> list[float]:
+    try:
+        weights = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        weights = [math.nan]
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(
+            f"more_weights is {text!r:.120}, wanted numbers with commas between them, such as: 0.5, 0.25."
+        )
+    return weights

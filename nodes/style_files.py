@@ -1,0 +1,115 @@
+"""StyleMamba Load Style and StyleMamba Save Style: style files of models/stylemamba/styles, and the bundled ones."""
+
+import torch
+
+from . import host
+from .folders import changed, find_style, new_style, style_names
+from .host import io
+from .pictures import from_pil, to_image
+from .style_mix import StyleMix
+
+
+class StyleMambaLoadStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="StyleMambaLoadStyle",
+            display_name="StyleMamba Load Style",
+            category="StyleMamba",
+            description="Loads a style file of models/stylemamba/styles, or a bundled style, and shows its picture.",
+            search_aliases=["style file", "style library", "open style", "safetensors style"],
+            inputs=[
+                io.Combo.Input(
+                    "style_name",
+                    options=style_names(),
+                    tooltip="A file in models/stylemamba/styles, or model/style for a bundled one. Press R after adding files.",
+                )
+            ],
+            outputs=[
+                host.Style.Output(
+                    display_name="style", tooltip="For StyleMamba Stylize, Fuse, Decode and Blend Styles."
+                ),
+                io.Image.Output(
+                    display_name="thumbnail", tooltip="The small picture in the file; black if it has none."
+                ),
+                io.String.Output(
+                    display_name="prompt", tooltip="The words the style was fitted to, or its title."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, style_name: str) -> str:
+        return changed(find_style(style_name))
+
+    @classmethod
+    def execute(cls, style_name: str) -> io.NodeOutput:
+        from ..pipeline.style import Style
+
+        style = Style.load(find_style(style_name))
+        thumbnail = _thumbnail(style)
+        return io.NodeOutput(
+            StyleMix.of(style), thumbnail, style.prompt, ui=host.shown_pictures(thumbnail, cls)
+        )
+
+
+class StyleMambaSaveStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="StyleMambaSaveStyle",
+            display_name="StyleMamba Save Style",
+            category="StyleMamba",
+            description="Saves a fitted style to models/stylemamba/styles, where StyleMamba Load Style finds it. Nothing is ever "
+            "overwritten: a name in use gets a number.",
+            search_aliases=["export style", "keep style", "write style file"],
+            is_output_node=True,
+            inputs=[
+                host.Style.Input(
+                    "style",
+                    tooltip="One style, from StyleMamba Prompt Fit or Style From Image; a blend is no single file.",
+                ),
+                io.String.Input(
+                    "file_name", default="my-style", tooltip="A name without folders; .safetensors is added."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="saved_as", tooltip="The name it got.")],
+        )
+
+    @classmethod
+    def execute(cls, style, file_name: str) -> io.NodeOutput:
+        if len(style.parts) != 1:
+            raise ValueError(
+                f"got a blend of {len(style.parts)} styles, wanted one: save them one by one, and blend them when they are loaded."
+            )
+        name = _save(style.parts[0][0], new_style(file_name).stem)
+        return io.NodeOutput(name, ui=host.shown_text(f"Saved as {name}"))
+
+
+def _save(style, stem: str) -> str:
+    """Under the first free name; a style that is there already is not written again."""
+    path, number = new_style(stem), 1
+    while path.exists():
+        if _holds(path, style):
+            return path.name
+        number += 1
+        path = new_style(f"{stem}-{number}")
+    style.save(path)
+    return path.name
+
+
+def _holds(path, style) -> bool:
+    from ..pipeline.style import Style, StyleFileError
+
+    try:
+        found = Style.load(path)
+    except StyleFileError:
+        return False
+    same = found.info == style.info and found.fusion.keys() == style.fusion.keys()
+    return same and all(torch.equal(value, style.fusion[name]) for name, value in found.fusion.items())
+
+
+def _thumbnail(style):
+    from PIL import Image
+
+    return to_image(from_pil(style.thumbnail or Image.new("RGB", (64, 64))))
