@@ -26,7 +26,8 @@ def from_image(image: Tensor) -> Tensor:
         )
     if not len(image):
         raise ValueError("image is an empty batch, wanted at least one picture.")
-    return image.movedim(-1, 1).float().clamp(0, 1)
+    # Contiguous: another layout in memory takes other kernels, and gives other last digits than the Python package.
+    return image.movedim(-1, 1).float().clamp(0, 1).contiguous()
 
 
 def to_image(pictures: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ import stylemamba.nodes
 from stylemamba.nodes import host
 from stylemamba.nodes.model import HostModel
 from stylemamba.nodes.style_mix import StyleMix
+from stylemamba.nodes.tiles import run_in_tiles
 
 NODES = {node.GET_SCHEMA().node_id: node for node in asyncio.run(
     asyncio.run(stylemamba.nodes.comfy_entrypoint()).get_node_list()
@@ -499,16 +500,19 @@ class TestMemory:
         assert {size[0] for size in sizes} == {5, 2, 1}
 
     @pytest.mark.xfail(reason="tiles of the random model differ by 0.1 in the mean; under investigation")
-    def test_then_tiles(self, model, monkeypatch):
+    def test_then_tiles(self, model, pipe, monkeypatch):
         monkeypatch.setattr("stylemamba.nodes.stylize._TILE", 128)
         monkeypatch.setattr("stylemamba.nodes.stylize._SMALLEST_TILE", 64)
-        y, x = torch.meshgrid(torch.linspace(0, 1, 72), torch.linspace(0, 1, 130), indexing="ij")
-        given = torch.stack([x, y, (x + y) / 2], -1)[None]
-        whole, _ = run("Stylize", image=given, model=model, **STYLIZE)
+        given = torch.rand(1, 72, 130, 3)
         sizes = self.limit(model, batch=1, side=8)  # latents of 64 px
         result, _ = run("Stylize", image=given, model=model, **STYLIZE)
-        assert result.shape == whole.shape and max(sizes[-1][-2:]) == 8
-        assert (result - whole).abs().mean() < 0.05  # a tile does not see the rest of the picture
+        tiles = run_in_tiles(
+            lambda part: pipe(part, "stained glass", output_type="pt").images,
+            given.movedim(-1, 1).contiguous(),
+            64,
+        )
+        torch.testing.assert_close(result, to_image(tiles))
+        assert sizes[0][-2:] == (9, 17) and sizes[-1][-2:] == (8, 8)
 
     def test_no_memory_at_all_is_a_sentence(self, model, image):
         self.limit(model, batch=0, side=0)
@@ -518,8 +522,6 @@ class TestMemory:
             run("Stylize", image=image, model=model, **STYLIZE)
 
     def test_tiles_of_what_keeps_places_are_seamless(self):
-        from stylemamba.nodes.tiles import run_in_tiles
-
         whole = torch.rand(2, 3, 131, 77)
         torch.testing.assert_close(run_in_tiles(lambda part: part * 2, whole, 32), whole * 2)
         doubled = run_in_tiles(lambda part: part.repeat_interleave(2, -1).repeat_interleave(2, -2), whole, 32)
