@@ -31,8 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .scan_orders import scan_orders
-from .selective_scan import selective_scan
+from .selective_scan import numba_obstacle, selective_scan
 from .ssd_scan import ssd_scan
+
+_PIECE = 2048  # tokens of a long sequence that go through a mixer at once, where that gives the same result
 
 
 @cache
@@ -77,13 +79,14 @@ class CausalConv(nn.Conv1d):
     the channels of a token side by side.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        length, paths, taps = x.shape[1], x.shape[2], self.kernel_size[0]
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """`padded`: `x` begins with the tokens before the first, one less than the convolution has taps."""
+        paths, taps = x.shape[2], self.kernel_size[0]
+        length = x.shape[1] - (taps - 1 if padded else 0)
         image = x.flatten(2).mT[:, :, None]  # (B, K*D, 1, L)
         weight, bias = self.weight.repeat(paths, 1, 1)[:, :, None], self.bias.repeat(paths)
-        y = F.conv2d(image, weight, bias, padding=(0, taps - 1), groups=len(bias))[
-            ..., 0, :length
-        ]  # (B, K*D, L)
+        padding = 0 if padded else (0, taps - 1)
+        y = F.conv2d(image, weight, bias, padding=padding, groups=len(bias))[..., 0, :length]  # (B, K*D, L)
         return y.mT.unflatten(2, (paths, -1))  # (B, L, K, D)
 
 
@@ -176,6 +179,8 @@ class MambaMixer(nn.Module):
                 f"x is {tuple(x.shape)}, wanted (B, height * width, d_model) = "
                 f"(B, {height * width}, {self.in_proj.in_features}); pass the size of the token grid, not of the image."
             )
+        if self._can_stream(x):
+            return self._stream(x)
         orders, inverses = scan_orders(self.scan_order, height, width, x.device)  # (K, L) each
         paths = len(orders)
 
@@ -193,7 +198,7 @@ class MambaMixer(nn.Module):
         in_place = not torch.is_grad_enabled()  # a fresh result costs more than what is computed
         u = F.silu(u, inplace=in_place)  # (B, L, K, D)
 
-        y = self._mamba(u) if self.ssm == "mamba" else self._mamba2(u)  # (B, L, K, D)
+        y = self._scan(u)  # (B, L, K, D)
         if paths == 1:
             y = y[:, :, 0]  # (B, L, D)
         else:
@@ -204,38 +209,87 @@ class MambaMixer(nn.Module):
         z = F.silu(z, inplace=in_place)
         return self.out_proj(y.mul_(z) if in_place else y * z)  # (B, L, d_model)
 
-    def _mamba(self, u: Tensor) -> Tensor:
+    def _can_stream(self, x: Tensor) -> bool:
+        return (
+            x.shape[1] > _PIECE
+            and x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and isinstance(self.conv, CausalConv)
+            and self.scan_order == "raster"
+            and not numba_obstacle()
+        )
+
+    def _stream(self, x: Tensor) -> Tensor:
+        """`forward` a piece at a time: a path that is causal throughout needs of earlier tokens its state and no more.
+
+        What one step hands to the next then stays in the cache, and in memory that was used before: the system's
+        handing out of fresh pages costs as much time as all the computing of a long sequence.
+        """
+        out, state = torch.empty_like(x), None
+        tail = x.new_zeros(len(x), self.conv.kernel_size[0] - 1, self.d_inner)  # (B, taps - 1, D)
+        for begin in range(0, x.shape[1], _PIECE):
+            part = x[:, begin : begin + _PIECE]  # (B, T, d_model)
+            u, z = self.in_proj(part).chunk(2, dim=-1)  # (B, T, D) each
+            u = torch.cat([tail, u], 1)  # (B, taps - 1 + T, D)
+            tail = u[:, u.shape[1] - tail.shape[1] :].clone()
+            u = F.silu(self.conv(u[:, :, None], padded=True), inplace=True)  # (B, T, 1, D)
+            y, state = self._scan_on(u, state)  # (B, T, 1, D), (B, D, N) or (B, H, P, N)
+            out[:, begin : begin + _PIECE] = self.out_proj(y[:, :, 0].mul_(F.silu(z, inplace=True)))
+        return out
+
+    def _scan(self, u: Tensor) -> Tensor:
+        """(B, L, K, D) to the same shape."""
+        if self.ssm == "mamba":
+            y = selective_scan(*self._mamba(u), delta_softplus=True).mT  # (B, L, K*D)
+        else:
+            y = ssd_scan(*self._mamba2(u), dt_softplus=True).flatten(2)  # (B, L, K*H*P)
+        return y.unflatten(2, u.shape[2:])
+
+    def _scan_on(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_scan` from the state that an earlier piece left, and the state that this one leaves."""
+        from .numba_scan import numba_scan, numba_ssd_scan
+
+        if self.ssm == "mamba":
+            y, state = numba_scan(*self._mamba(u), True, state)
+            y = y.mT
+        else:
+            x, dt, A, B, C, D, _, dt_bias = self._mamba2(u)
+            y, state = numba_ssd_scan(x, dt, A, B, C, D, dt_bias, True, state)
+            y = y.flatten(2).to(u.dtype)
+        return y.unflatten(2, u.shape[2:]), state
+
+    def _mamba(self, u: Tensor) -> tuple[Tensor | None, ...]:
+        """What `selective_scan` takes: u, delta, A, B, C, D, z, delta_bias."""
         dt, B, C = _linear_by_path(u, self.x_proj).split(
             (self.dt_rank, self.d_state, self.d_state), dim=3
         )  # (B, L, K, R), (B, L, K, N), (B, L, K, N)
         delta = _linear_by_path(dt, self.dt_proj)  # (B, L, K, D)
-        y = selective_scan(
+        return (
             u.flatten(2).mT,
             delta.flatten(2).mT,
             -torch.exp(self.A_log).flatten(0, 1),
             B.permute(0, 2, 3, 1),
             C.permute(0, 2, 3, 1),
             self.D.flatten(),
-            delta_bias=self.dt_bias.flatten(),
-            delta_softplus=True,
-        )  # (B, K*D, L)
-        return y.mT.unflatten(2, u.shape[2:])  # (B, L, K, D)
+            None,
+            self.dt_bias.flatten(),
+        )
 
-    def _mamba2(self, u: Tensor) -> Tensor:
+    def _mamba2(self, u: Tensor) -> tuple[Tensor | None, ...]:
+        """What `ssd_scan` takes: x, dt, A, B, C, D, z, dt_bias."""
         dt, B, C = _linear_by_path(u, self.x_proj).split(
             (self.heads, self.d_state, self.d_state), dim=3
         )  # (B, L, K, H), (B, L, K, N), (B, L, K, N)
-        y = ssd_scan(
+        return (
             u.unflatten(3, (self.heads, -1)).flatten(2, 3),
             dt.flatten(2),
             -torch.exp(self.A_log).flatten(),
             B,
             C,
             self.D.flatten(),
-            dt_bias=self.dt_bias.flatten(),
-            dt_softplus=True,
-        )  # (B, L, K*H, P)
-        return y.flatten(2).unflatten(2, u.shape[2:])  # (B, L, K, D)
+            None,
+            self.dt_bias.flatten(),
+        )
 
     def _apply(self, fn, recurse: bool = True):
         # `.half()` and `.to(dtype)` come through here; `.double()` and moves between devices pass as they are.

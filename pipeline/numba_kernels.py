@@ -252,8 +252,8 @@ def _lane_forward(rows, run, B, C, tokens):
 def scan(b, _, first_channel, last_channel, tokens_first, u, delta, A, B, C, D, bias, softplus, y, states):
     """Writes y and states of one slice of the channels of sample b. A comes multiplied by LOG2E.
 
-    `states` (B, chunks + 1, D, N) starts with zeros and gets the state after every chunk; with room for one only, it
-    gets the last.
+    `states` (B, chunks + 1, D, N) starts with the state before the first token and gets the one after every chunk;
+    with room for one only, it gets the last.
     """
     dtype, channels, kept = u.dtype, A.shape[1], states.shape[1] - 1
     length = u.shape[1 if tokens_first else 2]
@@ -266,6 +266,9 @@ def scan(b, _, first_channel, last_channel, tokens_first, u, delta, A, B, C, D, 
         for d in range(last - first):
             run[_BIAS + d], run[_SKIP + d] = bias[first + d], D_b[first + d]
         h[:] = 0
+        for d in range(last - first):
+            for n in range(len(h)):
+                h[n, d] = states[b, 0, first + d, n]
         for begin in range(0, length, _TOKENS):
             end = min(begin + _TOKENS, length)
             _read_lanes(delta[b], tokens_first, begin, end, first, last, rows, _STEP)
@@ -302,7 +305,7 @@ def _head_forward(rows, run, decay, B, C):
 
 @_kernel
 def scan_heads(b, _, first_channel, last_channel, u, delta, A, B, C, D, bias, softplus, y, states):
-    """Mamba-2's scan of one slice of the channels of sample b: writes y and the last state. No gradients.
+    """Mamba-2's scan of one slice of the channels of sample b: writes y, and takes the state on to the last. No gradients.
 
     u, y (B, L, D), delta (B, L, H), A (H,) times LOG2E, B and C (B, L, G, N), D (D,), bias (H,), states (B, D, N).
     """
@@ -316,6 +319,9 @@ def scan_heads(b, _, first_channel, last_channel, u, delta, A, B, C, D, bias, so
         group = head * B.shape[2] // heads
         last = min(first + _WIDTH, last_channel, (head + 1) * channels // heads)
         h[:] = 0
+        for d in range(last - first):
+            for n in range(len(h)):
+                h[n, d] = states[b, first + d, n]
         for begin in range(0, length, _TOKENS):
             end = min(begin + _TOKENS, length)
             tokens = end - begin

@@ -29,8 +29,12 @@ def numba_scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`selective_scan` on inputs that were checked; always with the last state."""
+    """`selective_scan` on inputs that were checked; always with the last state.
+
+    state: (B, D, N) before the first token, if it is not 0; without gradients.
+    """
     channels, states = A.shape[-2:]
     dtype = torch.promote_types(u.dtype, torch.float32)
     none = u.new_zeros(channels)
@@ -47,7 +51,7 @@ def numba_scan(
         none if delta_bias is None else delta_bias,
     )
     inputs = (x.to(dtype).contiguous() for x in inputs)
-    y, h = _NumbaScan.apply(tokens_first, delta_softplus, torch.is_grad_enabled(), *inputs)
+    y, h = _NumbaScan.apply(tokens_first, delta_softplus, torch.is_grad_enabled(), state, *inputs)
     y = y.mT if tokens_first else y  # (B, D, L)
     y = y if z is None else y * F.silu(z.to(dtype))
     return y.to(u.dtype), h
@@ -62,8 +66,12 @@ def numba_ssd_scan(
     D: Tensor | None,
     step_bias: Tensor | None,
     softplus: bool,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`ssd_scan` on inputs that were checked, without gradients: y, and always the last state."""
+    """`ssd_scan` on inputs that were checked, without gradients: y, and always the last state.
+
+    state: (b, H, P, N) before the first token, if it is not 0.
+    """
     dtype, (heads, width) = torch.promote_types(x.dtype, torch.float32), x.shape[2:]
     none = x.new_zeros(heads)
     D = none if D is None else D
@@ -77,7 +85,9 @@ def numba_ssd_scan(
         none if step_bias is None else step_bias,
     )
     inputs = [x.detach().to(dtype).contiguous() for x in inputs]
-    y, h = torch.empty_like(inputs[0]), inputs[0].new_empty(len(x), heads * width, B.shape[3])
+    y, h = torch.empty_like(inputs[0]), inputs[0].new_zeros(len(x), heads * width, B.shape[3])
+    if state is not None:
+        h.copy_(state.flatten(1, 2))
     _run(scan_heads, _jobs(inputs[0], h), _threads(inputs[0], h), *inputs, softplus, y, h)
     return y.unflatten(2, (heads, width)), h.unflatten(1, (heads, width))
 
@@ -87,13 +97,15 @@ class _NumbaScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, tokens_first: bool, softplus: bool, grad_enabled: bool, *inputs: Tensor
+        ctx, tokens_first: bool, softplus: bool, grad_enabled: bool, state: Tensor | None, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         u, delta, A, *others = inputs
         training = grad_enabled and any(ctx.needs_input_grad)
         length = u.shape[1 if tokens_first else 2]
         kept = 1 + math.ceil(length / CHUNK) if training else 1
         states = u.new_zeros(u.shape[0], kept, *A.shape[1:])  # (B, chunks + 1 or 1, D, N)
+        if state is not None:
+            states[:, 0] = state
         y = torch.empty_like(u)
         inputs = (u, delta, A * LOG2E, *others)
         _run(scan, _jobs(u, A), _threads(u, A), tokens_first, *inputs, softplus, y, states)
@@ -123,9 +135,7 @@ class _NumbaScan(torch.autograd.Function):
         _run(scan_gradients, jobs, _threads(u, A), *arguments)
         grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D = grads
         return (
-            None,
-            None,
-            None,
+            *(None,) * 4,
             grad_u,
             grad_delta,
             grad_A.sum_to_size(A.shape),

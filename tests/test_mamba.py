@@ -81,6 +81,21 @@ def test_without_gradients_it_is_the_same(scan_order, conv, ssm, d_model):
     assert torch.equal(x, before)
 
 
+@each_ssm
+def test_a_long_path_goes_through_in_pieces(ssm, monkeypatch):
+    """The state and the last tokens of a piece are all that the next one needs of it, also where it is short."""
+    m = mixer(50, ssm=ssm)
+    x = torch.randn(2, 77, 50)
+    wanted = m(x, 7, 11)
+    monkeypatch.setattr("stylemamba.pipeline.mamba._PIECE", 25)
+    with torch.no_grad():
+        assert m._can_stream(x)
+        torch.testing.assert_close(m(x, 7, 11), wanted, rtol=1e-4, atol=1e-5)
+        half = m.half()(x.half(), 7, 11)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), wanted, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_torchs(bias):
     torch.manual_seed(0)

@@ -17,18 +17,19 @@ from stylemamba.pipeline.perceptual import VGGFeatures
 Teacher = Callable[[Tensor], dict[str, Tensor]]
 
 
-def load_teacher(file: Path) -> tuple[Teacher, list[Tensor]]:
-    """The network and the weights of its five LPIPS heads. Gradients pass to the images."""
+def load_teacher(file: Path, stages: int = 5) -> tuple[Teacher, list[Tensor]]:
+    """The network as far as a stage, and the weights of its five LPIPS heads. Gradients pass to the images."""
     state = torch.load(file, map_location="cpu", weights_only=True)
     if not any(key.endswith(".filt") for key in state):
         vgg = VGGFeatures.from_state_dict(state)
-        names = [f"relu{name}" for name in vgg.convs]
-        return lambda images: dict(zip(vgg.convs, vgg(images, names).values(), strict=True)), list(
+        convs = [name for name in vgg.convs if int(name[0]) <= stages]
+        names = [f"relu{name}" for name in convs]
+        return lambda images: dict(zip(convs, vgg(images, names).values(), strict=True)), list(
             vgg.lpips_heads
         )
     heads = [state[f"lin{index}.model.1.weight"].flatten() for index in range(5)]
     layers: list[list[tuple[str, tuple[Tensor, ...]]]] = []
-    for stage in range(1, 6):
+    for stage in range(1, stages + 1):
         prefix = f"net.slice{stage}."
         positions = sorted({int(k.removeprefix(prefix).split(".")[0]) for k in state if k.startswith(prefix)})
         layers.append([])
@@ -42,6 +43,7 @@ def load_teacher(file: Path) -> tuple[Teacher, list[Tensor]]:
 
     def shift_tolerant(images: Tensor) -> dict[str, Tensor]:
         x, maps = ((images * 2 - 1) - shift) / scale, {}
+        x = x.contiguous(memory_format=torch.channels_last)
         for number, stage in enumerate(layers, 1):
             index = 0
             for kind, tensors in stage:
@@ -49,7 +51,10 @@ def load_teacher(file: Path) -> tuple[Teacher, list[Tensor]]:
                     index += 1
                     x = maps[f"{number}_{index}"] = F.relu(F.conv2d(x, *tensors, padding=1))
                 else:
-                    x = F.pad(F.max_pool2d(x, 2, 1), (2, 2, 2, 2), mode="reflect")
+                    # A max-pool of 2 x 2 at stride 1, several times as fast as torch's own on a CPU.
+                    x = torch.maximum(x[..., 1:, :], x[..., :-1, :])
+                    x = torch.maximum(x[..., 1:], x[..., :-1])
+                    x = F.pad(x, (2, 2, 2, 2), mode="reflect")
                     x = F.conv2d(x, *tensors, stride=2, groups=x.shape[1])
         return maps
 

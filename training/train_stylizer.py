@@ -1,11 +1,12 @@
 """Trains what paints: the fusion and the conditional decoder of the bundled model, for all labels at once.
 
-    python training/train_stylizer.py DATA PAIRS OUT --vae VAE --text TOWER --perceptual NET --minutes 60
+    python training/train_stylizer.py DATA PAIRS OUT --vae VAE --text TOWER --image-encoder TOWER --vgg VGG16 --minutes 120
 
 First a teacher's pictures are reproduced (teach_pairs.py made them), then the losses of the method sharpen what that
-left soft: the statistics of feature maps go towards those of the artwork, the content stays the photo's, neighbouring
-pixels stay calm. The style comes in as an embedding only: of one of many wordings of a label (style_wordings.py), or, with
---image-encoder, of the artwork itself. `--sharpen-from` says at which share of the time the second part begins.
+left soft: the statistics of a VGG16's maps go towards those of the artwork, the picture's embedding towards the one that was
+asked for, the content stays the photo's, neighbouring pixels stay calm. The style comes in as an embedding only: of one of
+many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many minutes the
+second part begins; before it nothing but the pairs is used, and begun too early it leaves speckle for good.
 
 Runs again from OUT/state.pt if it is there; writes OUT/fusion, OUT/style_decoder and a sheet of samples every few minutes.
 """
@@ -17,6 +18,7 @@ import random
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,21 +27,20 @@ from pictures import read
 from PIL import Image
 from style_wordings import wordings
 from teach_pairs import HELD_OUT, LONG_SIDE
+from teacher_vgg import load_teacher
 from torch import Tensor
-from train_autoencoder import picture_distance
 from transformers import AutoTokenizer, SiglipTextModel
 
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.images import to_pil
 from stylemamba.pipeline.losses import content_loss
-from stylemamba.pipeline.perceptual import VGGFeatures
 from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 
-STYLE_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
-CONTENT_TAPS = ("relu3_3", "relu4_3")
-STYLE_SIDE = 320  # of an artwork when its statistics are taken: sets how large strokes become
+STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
+CONTENT_TAPS = ("3_3", "4_2")
+STYLE_SIDE = 384  # of an artwork when its statistics are taken: sets how large strokes become
 # Labels of the sample sheets.
 SAMPLES = (
     "van gogh",
@@ -81,22 +82,31 @@ def _read_at_teacher_size(file: Path) -> Tensor:
     return read(file, min(round(width * scale), round(height * scale)))
 
 
-@torch.no_grad()
-def statistics(perceptual: VGGFeatures, images: Tensor) -> list[Tensor]:
-    """Mean and deviation of every channel at each depth: (B, 2, C) for each of STYLE_TAPS."""
-    return [_mean_std(maps) for maps in perceptual(images, STYLE_TAPS).values()]
+def picture_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """L1 of the pixels, of their differences to the next pixel (edges), and of 8 x 8 means (colour), (B,) weighted."""
+    gap = a - b
+    terms = ((1, gap), (0.5, gap.diff(dim=-1)), (0.5, gap.diff(dim=-2)), (1, F.avg_pool2d(gap, 8)))
+    return (weight * sum(factor * term.abs().mean((1, 2, 3)) for factor, term in terms)).mean()
 
 
-def _mean_std(maps: Tensor) -> Tensor:
-    deviation = (maps.var((2, 3), correction=0) + 1e-5).sqrt()
-    return torch.stack([maps.mean((2, 3)), deviation], 1)
+class StyleStatistics(NamedTuple):
+    """Of one tap, for B pictures: mean and deviation of every channel (B, 2, C), and their Gram matrix (B, C, C)."""
+
+    mean_std: Tensor
+    gram: Tensor
 
 
-def statistics_distance(got: list[Tensor], wanted: list[Tensor], scales: list[Tensor]) -> Tensor:
-    """Mean over depths of the squared differences, each channel in units of how much artworks differ in it."""
-    return sum(
-        ((g - w) / s).square().clamp(max=16).mean() for g, w, s in zip(got, wanted, scales, strict=True)
-    ) / len(got)
+def statistics(maps: Tensor) -> StyleStatistics:
+    flat = maps.float().flatten(2)  # (B, C, HW)
+    deviation = (flat.var(2, correction=0) + 1e-5).sqrt()
+    return StyleStatistics(torch.stack([flat.mean(2), deviation], 1), flat @ flat.mT / flat.shape[2])
+
+
+def style_distance(got: StyleStatistics, wanted: StyleStatistics, scale: Tensor) -> Tensor:
+    """Means and deviations in units of how much artworks differ in them, Gram matrices by their relative error."""
+    moments = ((got.mean_std - wanted.mean_std) / scale).square().clamp(max=16).mean()
+    gram = (got.gram - wanted.gram).square().sum((1, 2)) / wanted.gram.square().sum((1, 2))
+    return moments + gram.clamp(max=16).mean()
 
 
 class Stylizer(torch.nn.Module):
@@ -135,39 +145,49 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
-    parser.add_argument("--perceptual", type=Path, required=True)
-    parser.add_argument("--image-encoder", type=Path, help="teaches style images as well")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
-    parser.add_argument("--sharpen-from", type=float, default=0.35, help="share of the time")
+    parser.add_argument("--image-encoder", type=Path, required=True)
+    parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
+    parser.add_argument("--minutes", type=float, default=120, help="of training, all runs together")
+    parser.add_argument("--sharpen-from", type=float, default=25, help="minutes")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--style-weight", type=float, default=0.3)
-    parser.add_argument("--content-weight", type=float, default=0.1)
-    parser.add_argument("--teacher-weight", type=float, default=0.3, help="of the teacher, while sharpening")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=192)
+    parser.add_argument("--style-weight", type=float, default=0.5)
+    parser.add_argument("--content-weight", type=float, default=0.3)
+    parser.add_argument("--label-weight", type=float, default=0.2, help="of the embedding of the result")
+    parser.add_argument("--teacher-weight", type=float, default=0.1, help="of the teacher, while sharpening")
+    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     pairs = Pairs(args.data, args.pairs)
-    perceptual = VGGFeatures.from_pretrained(args.perceptual).to(memory_format=torch.channels_last)
-    artworks = sorted({row["artwork"] for row in pairs.rows})
-    wanted = [
-        statistics(perceptual, read(args.data / art, STYLE_SIDE)[None].float() / 255) for art in artworks
-    ]
-    wanted = dict(zip(artworks, wanted, strict=True))
-    scales = [torch.cat(depth).std(0, keepdim=True) + 1e-2 for depth in zip(*wanted.values(), strict=True)]
+    vgg, _ = load_teacher(args.vgg, stages=4)
 
+    def maps_of(images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            return vgg(images)
+
+    artworks = sorted({row["artwork"] for row in pairs.rows})
+    cache = args.out / "statistics.pt"  # minutes of work
+    if not cache.exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        wanted = [taken(maps_of(read(args.data / art, STYLE_SIDE)[None].float() / 255)) for art in artworks]
+        torch.save([[tuple(tap) for tap in of_art] for of_art in wanted], cache)
+    wanted = [[StyleStatistics(*tap) for tap in of_art] for of_art in torch.load(cache, weights_only=True)]
+    scales = [torch.cat([w.mean_std for w in tap]).std(0) + 1e-2 for tap in zip(*wanted, strict=True)]
+    wanted = dict(zip(artworks, wanted, strict=True))
+
+    judge = SiglipEncoder(None, image_encoder=StatisticsEncoder.from_pretrained(args.image_encoder))
     text_space = embed_labels(args.data, args.text)
-    image_space = (
-        {} if args.image_encoder is None else embed_artworks(args.data, artworks, args.image_encoder)
-    )
+    image_space = embed_artworks(args.data, artworks, judge)
     usable = [
         i
         for i, row in enumerate(pairs.rows)
-        if (row["stands_for_label"] or row["artwork"] in image_space)
-        and min(pairs.targets[i].shape[-2:]) > args.crop  # a panorama may be too flat
+        if min(pairs.targets[i].shape[-2:]) > args.crop  # a panorama may be too flat
     ]
+    # Words are what most people will give: the artworks that stand for them come up more often.
+    chances = [3 if pairs.rows[i]["stands_for_label"] else 1 for i in usable]
 
     vae = AutoencoderTiny.from_pretrained(args.vae).requires_grad_(False).eval()
     vae = vae.to(memory_format=torch.channels_last)
@@ -190,9 +210,9 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
             )
-        sharpening = min(1.0, max(0.0, (share - args.sharpen_from) / 0.1))
+        sharpening = min(1.0, max(0.0, spent / 60 - args.sharpen_from) / 5)
         rng = random.Random(f"{args.seed} {step}")
-        chosen = rng.choices(usable, k=args.batch)
+        chosen = rng.choices(usable, chances, k=args.batch)
         photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
         photos, targets = (
             torch.stack(side).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
@@ -203,34 +223,35 @@ def main() -> None:
         strength = torch.tensor([[draw_strength(rng)] for _ in rows])
         wish = torch.lerp(photos, targets, strength[:, :, None, None])
 
-        result = stylizer(photos, embeds, strength)
-        terms = {"teacher": (1 - (1 - args.teacher_weight) * sharpening) * picture_distance(result, wish)}
-        full = (strength[:, 0] == 1).nonzero()[:, 0]
-        with torch.no_grad():
-            of_photo = perceptual(photos / 2 + 0.5, CONTENT_TAPS)
-            of_wish = perceptual(wish / 2 + 0.5, ("relu1_2", "relu2_2", "relu3_3"))
-        maps = perceptual(result / 2 + 0.5, STYLE_TAPS)
-        # Pixels alone give the mean of what might be there, which is blurred; features want it to be one of them.
-        terms["features"] = (
-            (1 - (1 - args.teacher_weight) * sharpening)
-            * 0.2
-            * sum((maps[tap] - of_wish[tap]).abs().mean() / of_wish[tap].abs().mean() for tap in of_wish)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            result = stylizer(photos, embeds, strength).float()
+        weight = torch.lerp(
+            torch.ones(args.batch), torch.tensor(args.teacher_weight), sharpening * strength[:, 0].floor()
         )
+        terms = {"teacher": picture_distance(result, wish, weight)}
+        full = (strength[:, 0] == 1).nonzero()[:, 0]
         if sharpening and len(full):
-            got = [_mean_std(maps[tap][full]) for tap in STYLE_TAPS]
-            stats = [
-                torch.cat(depth) for depth in zip(*(wanted[rows[i]["artwork"]] for i in full), strict=True)
-            ]
-            terms["style"] = sharpening * args.style_weight * statistics_distance(got, stats, scales)
+            painted, photo = (pictures[full] / 2 + 0.5 for pictures in (result, photos))
+            maps = maps_of(painted)
+            with torch.no_grad():
+                of_photo = maps_of(photo)
+            arts = [wanted[rows[i]["artwork"]] for i in full]
+            style = sum(
+                style_distance(got, StyleStatistics(*map(torch.cat, zip(*of_art, strict=True))), scale)
+                for got, of_art, scale in zip(taken(maps), zip(*arts, strict=True), scales, strict=True)
+            )
+            terms["style"] = args.style_weight * style / len(STYLE_TAPS)
             content = content_loss(
-                [maps[tap][full] for tap in CONTENT_TAPS],
-                [of_photo[tap][full] for tap in CONTENT_TAPS],
+                [maps[tap].float() for tap in CONTENT_TAPS],
+                [of_photo[tap].float() for tap in CONTENT_TAPS],
                 variant="normalised",
             )
-            terms["content"] = sharpening * args.content_weight * content
-            terms["variation"] = (
-                sharpening * 0.05 * (result.diff(dim=-1).abs().mean() + result.diff(dim=-2).abs().mean())
-            )
+            terms["content"] = args.content_weight * content
+            likeness = (judge.embed_images(painted) * embeds[full]).sum(1).mean()
+            terms["label"] = args.label_weight * (1 - likeness)
+            calm = painted.diff(dim=-1).abs().mean() + painted.diff(dim=-2).abs().mean()
+            terms["variation"] = 0.05 * calm
+            terms = {name: term if name == "teacher" else sharpening * term for name, term in terms.items()}
         loss = sum(terms.values())
         optimizer.zero_grad()
         loss.backward()
@@ -268,6 +289,10 @@ def main() -> None:
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 
 
+def taken(maps: dict[str, Tensor]) -> list[StyleStatistics]:
+    return [statistics(maps[tap]) for tap in STYLE_TAPS]
+
+
 @torch.no_grad()
 def embed_labels(data: Path, text: Path) -> dict[str, Tensor]:
     """Label -> embeddings of its wordings (N, E)."""
@@ -284,15 +309,13 @@ def embed_labels(data: Path, text: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def embed_artworks(data: Path, artworks: list[str], folder: Path) -> dict[str, Tensor]:
-    encoder = SiglipEncoder(None, image_encoder=StatisticsEncoder.from_pretrained(folder))
+def embed_artworks(data: Path, artworks: list[str], encoder: SiglipEncoder) -> dict[str, Tensor]:
     return {art: encoder.embed_images(read(data / art, 256)[None].float() / 255)[0] for art in artworks}
 
 
 def draw_embedding(row: dict, text_space: dict, image_space: dict, rng: random.Random) -> Tensor:
     """Of words or of the artwork; words are jittered by mixing two wordings, so that the space between them is known."""
-    in_words = row["stands_for_label"] and (rng.random() < 0.75 or row["artwork"] not in image_space)
-    if not in_words:
+    if not row["stands_for_label"] or rng.random() < 0.2:
         return image_space[row["artwork"]]
     options = text_space[row["label"]]
     first, second = (options[rng.randrange(len(options))] for _ in range(2))
