@@ -97,9 +97,10 @@ class StyleStatistics(NamedTuple):
 
 
 def statistics(maps: Tensor) -> StyleStatistics:
-    flat = maps.float().flatten(2)  # (B, C, HW)
-    deviation = (flat.var(2, correction=0) + 1e-5).sqrt()
-    return StyleStatistics(torch.stack([flat.mean(2), deviation], 1), flat @ flat.mT / flat.shape[2])
+    tokens = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C), as they lie
+    gram, mean = (tokens.mT @ tokens).float() / tokens.shape[1], tokens.float().mean(1)
+    deviation = (gram.diagonal(dim1=1, dim2=2) - mean.square()).clamp(min=1e-5).sqrt()
+    return StyleStatistics(torch.stack([mean, deviation], 1), gram)
 
 
 def style_distance(got: StyleStatistics, wanted: StyleStatistics, scale: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
-        keep = min(0.999, step / (step + 10))
+        keep = min(0.997, step / (step + 10))
         with torch.no_grad():
             for name, p in stylizer.named_parameters():
                 if name in average:

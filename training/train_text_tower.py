@@ -4,7 +4,8 @@
 
 The space is a linear map of a sentence encoder's vectors that keeps what names a style and lets go of how it is worded
 and of the subject. The tower, a small SigLIP text model with its own tokenizer, learns to put wordings of styles
-(style_corpus.py) where the sentence encoder and the map put them. The sentence encoder is not needed afterwards.
+(style_corpus.py) where the sentence encoder and the map put them, and what people say who mean a style without naming it
+(style_descriptions.json) where the style is. The sentence encoder is not needed afterwards.
 
 OUT gets, in this order: space.safetensors (`mean` and `projection`), captions.pt (every caption and label of DATA's
 manifest with its vector), sentences/ (a cache), and tower/ with text_encoder/ and tokenizer/. Runs again from
@@ -39,6 +40,9 @@ from transformers import (
 REPOSITORY = Path(__file__).parent.parent
 WIDTH = 192  # of the space, and of the tower
 LENGTH = 32  # tokens a prompt may have
+DESCRIPTIONS = Path(__file__).with_name(
+    "style_descriptions.json"
+)  # label -> texts, the last two for the report
 
 
 class SentenceEncoder:
@@ -244,22 +248,22 @@ def distance(result: Tensor, target: Tensor) -> Tensor:
 
 
 class Lesson:
-    """Texts and where they belong; `captions`, rows that matter most, make up an eighth of every batch."""
+    """Texts and where they belong; the first `certain` ones, which matter most, make up a third of every batch."""
 
-    def __init__(self, texts: list[str], targets: Tensor, captions: int = 0) -> None:
-        self.texts, self.targets, self.captions = texts, targets, captions
+    def __init__(self, texts: list[str], targets: Tensor, certain: int = 0) -> None:
+        self.texts, self.targets, self.certain = texts, targets, certain
 
     def batch(self, size: int, rng: random.Random) -> tuple[list[str], Tensor]:
-        rows = [rng.randrange(self.captions) for _ in range(size // 8 if self.captions else 0)]
+        rows = [rng.randrange(self.certain) for _ in range(size // 3 if self.certain else 0)]
         rows += [rng.randrange(len(self.texts)) for _ in range(size - len(rows))]
         return [perturbed(self.texts[row], rng) for row in rows], self.targets[rows]
 
 
-def lesson(wordings: Sequence[Wording], vectors: dict[str, Tensor], captions: int = 0) -> Lesson:
+def lesson(wordings: Sequence[Wording], vectors: dict[str, Tensor], certain: int = 0) -> Lesson:
     """A wording belongs half way between where the sentence encoder puts it and where it puts its style alone: the
     map cannot forget every subject, the tower can learn to."""
     targets = torch.stack([vectors[wording.text] + vectors[wording.style] for wording in wordings])
-    return Lesson([wording.text for wording in wordings], F.normalize(targets, dim=-1), captions)
+    return Lesson([wording.text for wording in wordings], F.normalize(targets, dim=-1), certain)
 
 
 def train(
@@ -331,30 +335,36 @@ def nearest_label(captions: Tensor, labels: Sequence[int], prototypes: Tensor) -
     return (rank < 1).float().mean().item(), (rank < 5).float().mean().item()
 
 
+def places_of(
+    captions: dict[str, list[str]], held_out: set[str], vectors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """label -> the middle of its name and its captions, (E,)."""
+    return {
+        label: F.normalize(
+            vectors[label] + sum(vectors[text] for text in texts if text.casefold() not in held_out), dim=-1
+        )
+        for label, texts in captions.items()
+    }
+
+
 def report(
     tower: SiglipTextModel,
     tokenizer: PreTrainedTokenizerFast,
-    captions: dict[str, list[str]],
-    held_out: set[str],
+    asked: dict[str, list[str]],
+    places: dict[str, Tensor],
     vectors: dict[str, Tensor],
 ) -> None:
-    """How well held-out captions find their label, by the tower and by what it learned from."""
-    prototypes, asked = [], []
-    for i, (label, texts) in enumerate(captions.items()):
-        kept = [vectors[text] for text in texts if text.casefold() not in held_out]
-        prototypes.append(F.normalize(vectors[label] + sum(kept), dim=-1))
-        asked += [(i, text) for text in texts if text.casefold() in held_out]
-    if not asked:
+    """How well texts that no training read find their label, by the tower and by what it learned from."""
+    labels = list(places)
+    pairs = [(labels.index(label), text) for label, texts in asked.items() for text in texts]
+    if not pairs:
         return
-    labels, texts = zip(*asked, strict=True)
-    taught, learned = (
-        torch.stack([vectors[text] for text in texts]),
-        embed_texts(tower, tokenizer, texts),
-    )
-    print(f"{len(texts)} held-out captions, cosine {(taught * learned).sum(-1).mean():.4f}")
+    own, texts = zip(*pairs, strict=True)
+    taught, learned = torch.stack([vectors[text] for text in texts]), embed_texts(tower, tokenizer, texts)
+    print(f"{len(texts)} held-out texts, cosine {(taught * learned).sum(-1).mean():.4f}")
     for name, result in (("sentence encoder", taught), ("tower", learned)):
-        first, five = nearest_label(result, labels, torch.stack(prototypes))
-        print(f"{name}: own label nearest {first:.1%}, in the nearest five {five:.1%} of {len(prototypes)}")
+        first, five = nearest_label(result, own, torch.stack(list(places.values())))
+        print(f"{name}: own label nearest {first:.1%}, in the nearest five {five:.1%} of {len(places)}")
 
 
 def read_captions(manifest: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -417,6 +427,15 @@ def main() -> None:
     print(f"space and captions after {time.process_time():.0f} s", flush=True)
 
     # Labels are names that a prompt may well be, and are learned like captions.
+    reserved = {text.casefold() for text in held_out}
+    places = places_of(styles, reserved, vectors)
+    described = {
+        label: [text for text in texts if text.casefold() not in reserved]
+        for label, texts in json.loads(DESCRIPTIONS.read_text(encoding="utf-8")).items()
+        if label in styles
+    }
+    kept_back = {label: texts[-2:] for label, texts in described.items()}
+    spoken = [(text, places[label]) for label, texts in described.items() for text in texts[:-2]]
     captions = [*styles, *(c for texts in styles.values() for c in texts)]
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
     rows = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
@@ -440,15 +459,29 @@ def main() -> None:
     if tokenizer_folder.exists():  # the state to resume from was trained with it
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     else:
-        tokenizer = train_tokenizer(texts, args.tokens)
+        tokenizer = train_tokenizer([*texts, *(text for text, _ in spoken)], args.tokens)
         tokenizer.save_pretrained(tokenizer_folder)
     pieces = [piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache)))
-    lessons = lesson(rows, vectors, certain), lesson(unseen, vectors)
+    written = lesson(rows, vectors, certain)
+    if spoken:
+        texts, targets = zip(*spoken, strict=True)
+        written = Lesson(
+            [*texts, *written.texts],
+            torch.cat([torch.stack(targets), written.targets]),
+            certain + len(spoken),
+        )
     train(
-        tower, tokenizer, lessons[0], args.out, args.minutes, args.lr, args.batch, args.seed, held_out=lessons[1]
+        tower, tokenizer, written, args.out, args.minutes, args.lr, args.batch, args.seed, held_out=lesson(unseen, vectors)
     )  # fmt: skip
-    report(tower, tokenizer, styles, {text.casefold() for text in held_out}, vectors)
+    asked = {
+        label: [text for text in texts if text.casefold() in reserved] for label, texts in styles.items()
+    }
+    vectors |= {text: space(sentences.embed([text]))[0] for texts in kept_back.values() for text in texts}
+    print("captions")
+    report(tower, tokenizer, asked, places, vectors)
+    print("descriptions")
+    report(tower, tokenizer, kept_back, places, vectors)
 
 
 if __name__ == "__main__":
