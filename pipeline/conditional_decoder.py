@@ -104,7 +104,8 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         self.conv_out = unpadded(16 if scale == 4 else high, 3)
 
     def forward(self, latents: Tensor, prompt_embeds: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-        """strength: one number, or (B, 1) for each picture its own."""
+        """strength: one number, or (B, 1) for each picture its own. Above 1 is as 1: statistics that are pushed beyond
+        those of a style are those of no picture, and soon all white."""
         channels, cond_dim = self.config.latent_channels, self.config.cond_dim
         if latents.ndim != 4 or latents.shape[1] != channels or min(latents.shape[-2:]) < 4:
             raise ValueError(
@@ -116,6 +117,7 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
                 f"prompt_embeds are {got}, wanted (B, {cond_dim}): this decoder paints after an embedding; give a prompt, "
                 "a style_image or prompt_embeds."
             )
+        strength = strength.clamp(max=1) if isinstance(strength, Tensor) else min(strength, 1.0)
         height, width = latents.shape[-2:]
         # As the fusion does: entries of a unit vector are too small to steer anything.
         cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(cond_dim)  # (B, E)

@@ -75,6 +75,12 @@ def test_at_strength_zero_the_style_has_no_say(decoder):
         assert (decoder(latents, embeds, 1.0) - decoder(latents, -embeds, 1.0)).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_above_one_it_paints_as_at_one(decoder):
+    latents, embeds = inputs()
+    assert torch.equal(decoder(latents, embeds, 1.5), decoder(latents, embeds, 1.0))
+
+
 def test_each_picture_of_a_batch_has_its_own_style_and_strength(decoder):
     latents, embeds = inputs()
     strength = torch.tensor([[0.4], [1.0]])

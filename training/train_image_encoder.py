@@ -78,7 +78,10 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         torch.save(views, cache)
     encoder.center.copy_(views[~left_out].flatten(0, 1).mean(0))
-    encoder.spread.copy_(views[~left_out].flatten(0, 1).std(0) + 1e-3)
+    # What hardly varies says nothing, and would say nonsense once half precision has rounded the mean.
+    spread = views[~left_out].flatten(0, 1).std(0)
+    varies = (spread > 1e-3) & (spread > 0.01 * encoder.center.abs())
+    encoder.spread.copy_(spread.where(varies, 1.0))
 
     log_scale, bias = torch.tensor(math.log(10.0), requires_grad=True), torch.tensor(-5.0, requires_grad=True)
     groups = [

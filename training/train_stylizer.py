@@ -40,7 +40,8 @@ from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 
 STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
 CONTENT_TAPS = ("3_3", "4_2")
-STYLE_SIDE = 384  # of an artwork when its statistics are taken: sets how large strokes become
+# The VGG16 sees results at two thirds of their size and artworks at their own: strokes become half as large again.
+STYLE_SIDE, VIEW = 288, 2 / 3
 # Labels of the sample sheets.
 SAMPLES = (
     "van gogh",
@@ -118,7 +119,7 @@ class Stylizer(torch.nn.Module):
         self.fusion = StyleFusion(
             channels,
             cond_dim,
-            unshuffle=2,
+            unshuffle=1,  # with patches of latents a style paints a grid: the same offset into every patch
             mlp_ratio=2.0,
             d_state=8,
             scan_order="bidirectional",
@@ -233,9 +234,9 @@ def main() -> None:
         full = (strength[:, 0] == 1).nonzero()[:, 0]
         if sharpening and len(full):
             painted, photo = (pictures[full] / 2 + 0.5 for pictures in (result, photos))
-            maps = maps_of(painted)
+            maps = maps_of(at_view(painted))
             with torch.no_grad():
-                of_photo = maps_of(photo)
+                of_photo = maps_of(at_view(photo))
             arts = [wanted[rows[i]["artwork"]] for i in full]
             style = sum(
                 style_distance(got, StyleStatistics(*map(torch.cat, zip(*of_art, strict=True))), scale)
@@ -288,6 +289,10 @@ def main() -> None:
             torch.save(state, state_file)
     save(stylizer, average, args.out)
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
+
+
+def at_view(images: Tensor) -> Tensor:
+    return F.interpolate(images, scale_factor=VIEW, mode="bilinear", antialias=True, align_corners=False)
 
 
 def taken(maps: dict[str, Tensor]) -> list[StyleStatistics]:

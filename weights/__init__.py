@@ -1,5 +1,5 @@
-"""Models, styles and photos that come with the package: their names, and where they lie. Needs nothing but the standard
-library."""
+"""Models, styles, named prompts and photos that come with the package: their names, and where they lie. Needs nothing but
+the standard library."""
 
 import json
 from pathlib import Path
@@ -32,3 +32,13 @@ def bundled_styles(name: str) -> list[Path]:
 def bundled_photos() -> list[Path]:
     """Photos of free licences to try a model on."""
     return sorted((_HERE / "photos").glob("*.webp"))
+
+
+def named_styles() -> dict[str, str]:
+    """Name -> prompt, for the bundled model: styles that work out of the box."""
+    return json.loads(Path(__file__).with_name("named_styles.json").read_text(encoding="utf-8"))
+
+
+def thumbnail_of(name: str) -> Path:
+    """The small picture of a named style, made by `docs/make_gallery.py`."""
+    return Path(__file__).parent / "thumbnails" / f"{name}.webp"
