@@ -11,7 +11,12 @@ import sys
 
 _EXPORTS = {
     "FitProgress": ".pipeline.prompt_fit",
+    "MambaST": ".pipeline.mamba_st",
+    "MambaSTPipeline": ".pipeline.image_guided_pipeline",
     "PromptFitConfig": ".pipeline.prompt_fit",
+    "Region": ".pipeline.regions",
+    "SaMam": ".pipeline.samam",
+    "SaMamPipeline": ".pipeline.image_guided_pipeline",
     "SiglipEncoder": ".pipeline.siglip_encoder",
     "Style": ".pipeline.style",
     "StyleFusion": ".pipeline.fusion",
@@ -24,6 +29,7 @@ _EXPORTS = {
     "masked_directional_loss": ".pipeline.losses",
     "mean_std_loss": ".pipeline.losses",
     "patch_mask": ".pipeline.losses",
+    "preset": ".pipeline.presets",
     "scan_backends": ".pipeline.selective_scan",
     "scan_orders": ".pipeline.scan_orders",
     "score": ".pipeline.metrics",
@@ -31,6 +37,7 @@ _EXPORTS = {
     "selective_scan": ".pipeline.selective_scan",
     "selective_scan_ref": ".pipeline.selective_scan",
     "style_loss": ".pipeline.losses",
+    "stylize_regions": ".pipeline.regions",
     "total_variation": ".pipeline.losses",
 }
 

@@ -11,7 +11,7 @@ workflow, which may come from anybody. Knows nothing of what is in the files.
 import re
 from pathlib import Path
 
-from ..weights import bundled_folder, bundled_names, bundled_styles
+from ..weights import bundled_folder, bundled_names
 from . import host
 
 STYLES, FITS = "styles", "fits"
@@ -40,21 +40,18 @@ def find_model(name: str) -> Path:
 
 
 def style_names() -> list[str]:
-    """Files by their path under a styles folder, then bundled styles as `model/style`."""
+    """Files by their path under a styles folder."""
     found = {
         path.relative_to(folder).as_posix()
         for folder in _style_folders()
         for path in folder.rglob(f"*{_SUFFIX}")
         if not path.name.startswith(".")
     }
-    return [*sorted(found), *_bundled_styles()]
+    return sorted(found)
 
 
 def find_style(name: str) -> Path:
     _require(name, style_names(), "style", f"a {_SUFFIX} file in models/stylemamba/{STYLES}")
-    bundled = _bundled_styles().get(name)
-    if bundled is not None:
-        return bundled
     return next(_inside(folder, folder / name) for folder in _style_folders() if (folder / name).is_file())
 
 
@@ -83,10 +80,6 @@ def changed(path: Path) -> str:
 
 def _style_folders() -> list[Path]:
     return [root / STYLES for root in host.model_roots()]
-
-
-def _bundled_styles() -> dict[str, Path]:
-    return {f"{model}/{path.stem}": path for model in bundled_names() for path in bundled_styles(model)}
 
 
 def _require(name: str, names: list[str], kind: str, place: str) -> None:

@@ -3,7 +3,7 @@
 from . import host
 from .folders import changed, find_model, model_names
 from .host import io
-from .model import HostModel, default_name
+from .model import DEFAULT_MODEL, HostModel
 
 
 class StyleMambaLoader(io.ComfyNode):
@@ -20,7 +20,7 @@ class StyleMambaLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=model_names(),
-                    default=default_name(),
+                    default=DEFAULT_MODEL,
                     tooltip="A bundled model, or a folder in models/stylemamba that save_pretrained wrote. Nothing is downloaded.",
                 ),
                 io.Vae.Input(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..weights import bundled_names
 from . import host
 from .folders import find_model
 from .style_mix import StyleMix
@@ -18,6 +17,7 @@ from .style_mix import StyleMix
 if TYPE_CHECKING:
     from ..pipeline.pipeline_stylemamba import StyleMambaPipeline
 
+DEFAULT_MODEL = "tiny"  # bundled
 _BYTES_PER_PIXEL = 4096  # of a float32 pass through encoder, fusion and decoder; generous
 
 
@@ -108,26 +108,17 @@ class StyledModel:
         return None if self.embeds is None else self.embeds.expand(batch, -1)
 
 
-def default_name() -> str:
-    """The bundled model for who chooses none: the one that reads prompts, where it is there."""
-    names = bundled_names()
-    return "tiny" if "tiny" in names else names[0]
-
-
 def default_model(mix: StyleMix | None) -> HostModel:
-    """The default model; with a style, the bundled model that the style was fitted on."""
+    """For who connects no model. Refuses a style that was fitted on another."""
     from ..pipeline.style import StyleFileError
 
-    names = sorted(bundled_names(), key=lambda name: name != default_name())
-    for name in names:
-        model = HostModel.load(name)
+    model = HostModel.load(DEFAULT_MODEL)
+    if mix is not None:
         try:
-            if mix is not None:
-                model.styled(mix)
+            model.styled(mix)
         except StyleFileError as error:
-            reason = error
-            continue
-        return model
-    raise ValueError(
-        f"this style fits no bundled model: connect the model it was fitted on, from StyleMamba Loader. ({reason})"
-    )
+            raise ValueError(
+                f"this style does not fit the bundled model {DEFAULT_MODEL!r}: connect the model it was fitted on, from "
+                f"StyleMamba Loader. ({error})"
+            ) from error
+    return model

@@ -5,7 +5,7 @@ import math
 
 from . import host
 from .host import io
-from .model import HostModel, default_name
+from .model import DEFAULT_MODEL, HostModel
 from .pictures import from_image
 
 # outputs of the node -> rows of `pipeline/metrics.py`
@@ -56,7 +56,7 @@ class StyleMambaScore(io.ComfyNode):
     def execute(cls, stylized, content, prompt: str, model=None) -> io.NodeOutput:
         from ..pipeline.metrics import score
 
-        model = model or HostModel.load(default_name())
+        model = model or HostModel.load(DEFAULT_MODEL)
         model.to_device()
         pipe = model.pipe
         reads_both = pipe.text_encoder is not None and pipe.image_encoder is not None

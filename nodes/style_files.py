@@ -1,4 +1,4 @@
-"""StyleMamba Load Style and StyleMamba Save Style: style files of models/stylemamba/styles, and the bundled ones."""
+"""StyleMamba Load Style and StyleMamba Save Style: the style files of models/stylemamba/styles."""
 
 import torch
 
@@ -16,13 +16,13 @@ class StyleMambaLoadStyle(io.ComfyNode):
             node_id="StyleMambaLoadStyle",
             display_name="StyleMamba Load Style",
             category="StyleMamba",
-            description="Loads a style file of models/stylemamba/styles, or a bundled style, and shows its picture.",
+            description="Loads a style file of models/stylemamba/styles, and shows its picture.",
             search_aliases=["style file", "style library", "open style", "safetensors style"],
             inputs=[
                 io.Combo.Input(
                     "style_name",
                     options=style_names(),
-                    tooltip="A file in models/stylemamba/styles, or model/style for a bundled one. Press R after adding files.",
+                    tooltip="A file in models/stylemamba/styles. Press R after adding files.",
                 )
             ],
             outputs=[

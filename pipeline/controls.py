@@ -1,13 +1,15 @@
-"""What a user may keep of the photo: its colours, its structure, and the size of the strokes. Pictures in [0, 1].
+"""What a user may keep of the photo: its colours, structure and shading, and the size of the strokes. Pictures in [0, 1].
 
 Responsible for the controls that act on pictures before and after the model. Knows nothing of models. Strength acts
-on latents and weights instead (`style_mixing.py`, `style_decoder.py`).
+on latents and weights instead (`style_mixing.py`, `style_decoder.py`); where a style goes is in `masks.py`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Strokes are as large as in a picture of this side, whatever the size of the picture: the size that styles are fitted at.
+REFERENCE_SIDE = 512
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -21,22 +23,61 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
     return (content + luminance(stylized) - luminance(content)).clamp(0, 1)
 
 
-def enforce_structure(stylized: Tensor, content: Tensor, structure: float) -> Tensor:
+def keep_palette(stylized: Tensor, content: Tensor) -> Tensor:
+    """`stylized` in the colours that `content` is made of, wherever they are: its mean and covariance become those of
+    `content`, by the linear map that moves colours least (optimal transport between two normal distributions)."""
+    ours, theirs = (rgb.flatten(2).float() for rgb in (stylized, content))  # (B, 3, H*W)
+    means = [rgb.mean(-1, keepdim=True) for rgb in (ours, theirs)]
+    s, c = (_covariance(rgb - mean) for rgb, mean in zip((ours, theirs), means, strict=True))
+    root, inverse = _power(s, 0.5), _power(s, -0.5)
+    move = (inverse @ _power(root @ c @ root, 0.5) @ inverse).to(ours)  # (B, 3, 3)
+    matched = move @ (ours - means[0]) + means[1]
+    return matched.to(stylized.dtype).view_as(stylized).clamp(0, 1)
+
+
+def enforce_structure(
+    stylized: Tensor, content: Tensor, structure: float, sigma: float | None = None
+) -> Tensor:
     """Moves the edges and fine luminance of `stylized` towards those of `content`: 0 not at all, 1 all the way.
 
-    Only what a blur over 1/64 of the picture removes is moved, so broad light and colour stay those of the style.
+    Only what a blur over `sigma` pixels, 1/64 of the picture, removes is moved, so broad light and colour stay those of
+    the style.
     """
     if structure == 0:
         return stylized
     ours, theirs = luminance(stylized), luminance(content)
-    sigma = max(1.0, min(content.shape[-2:]) / 64)
-    detail = (theirs - _blur(theirs, sigma)) - (ours - _blur(ours, sigma))
+    sigma = sigma or max(1.0, min(content.shape[-2:]) / 64)
+    detail = (theirs - blur(theirs, sigma)) - (ours - blur(ours, sigma))
     return (stylized + structure * detail).clamp(0, 1)
 
 
+def keep_shading(stylized: Tensor, content: Tensor, shading: float) -> Tensor:
+    """Moves the broad light and dark of `stylized` towards those of `content`: the folds of a garment stay where they are,
+    under a new pattern. The other half of `enforce_structure`: what a blur over 1/64 of the picture leaves. Colours are
+    scaled, not shifted, as light does it."""
+    if shading == 0:
+        return stylized
+    sigma = max(1.0, min(content.shape[-2:]) / 64)
+    ours, theirs = (blur(luminance(rgb), sigma) for rgb in (stylized, content))
+    return (stylized * ((theirs + 0.02) / (ours + 0.02)).pow(shading)).clamp(0, 1)
+
+
 def stroke_size(height: int, width: int, stroke_scale: float, smallest: int) -> tuple[int, int]:
-    """Size at which the model works: a picture half as large has strokes twice as large, seen at full size again."""
-    return tuple(max(smallest, round(side / stroke_scale)) for side in (height, width))
+    """Size at which the strokes are painted: seen at full size again, those of a picture half as large are twice as large.
+
+    At 1 the longer side is `REFERENCE_SIDE`, so that one photo has strokes of the same relative size at every resolution;
+    smaller pictures are not enlarged for it.
+    """
+    scale = min(1.0, REFERENCE_SIDE / max(height, width)) / stroke_scale
+    return tuple(max(smallest, round(side * scale)) for side in (height, width))
+
+
+def add_fine_strokes(broad: Tensor, fine: Tensor) -> Tensor:
+    """`broad`, painted small, enlarged to the size of `fine`, with what it cannot hold of that: reduced again it is what it
+    was. May write over `fine`."""
+    size = fine.shape[-2:]
+    missing = fine.sub_(resize(resize(fine, broad.shape[-2:]), size))
+    return missing.add_(resize(broad, size)).clamp_(0, 1)
 
 
 def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
@@ -45,10 +86,24 @@ def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(rgb, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _blur(image: Tensor, sigma: float) -> Tensor:
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian, over one channel (B, 1, H, W), the border repeated."""
     radius = round(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     rows = F.conv2d(F.pad(image, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
     return F.conv2d(F.pad(rows, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
+
+
+def _covariance(centred: Tensor) -> Tensor:
+    """(B, 3, P) -> (B, 3, 3) in double precision, which not every device has, with a little variance in every direction:
+    grey pictures have none in two of three."""
+    covariance = (centred @ centred.mT / centred.shape[-1]).cpu().double()
+    return covariance + 1e-5 * torch.eye(3, dtype=torch.float64)
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    """Of a symmetric positive matrix (B, 3, 3)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=1e-12).pow(exponent)[..., None, :] @ vectors.mT

@@ -19,7 +19,7 @@ _WHOLE = {  # and the least they may be
 }  # fmt: skip
 _REAL = (
     "lr", "style_weight", "theta", "alpha", "beta", "mask_ratio", "delta", "patch_weight", "patch_threshold",
-    "range_weight", "tv_weight", "gradient_clip",
+    "range_weight", "tv_weight", "temporal_weight", "gradient_clip",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class PromptFitConfig:
     masked_variant, second_order_variant, content_variant: readings of the losses, see `losses.py`.
     delta: guard of the directional terms against the singular gradient where the result is still the content.
     patch_crops, patch_size, patch_weight, patch_threshold: CLIPstyler's patch loss; off at 0 crops.
+    temporal_weight: of the terms that hold a film calm; the pictures are then frames that follow each other.
     image_size: the longer side is reduced to it for the fit. templates: sentences around the prompt, averaged.
     """
 
@@ -66,6 +67,7 @@ class PromptFitConfig:
     patch_threshold: float = 0.7
     range_weight: float = 50.0
     tv_weight: float | None = None
+    temporal_weight: float = 0.0
     gradient_clip: float = 1.0
     lora_rank: int = 4
     image_size: int | None = None

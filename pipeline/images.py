@@ -171,7 +171,8 @@ def _content(channels: Tensor) -> Content:
     channels = channels.clamp(0, 1)
     alpha = channels[:, 3:4] if channels.shape[1] == 4 else None
     rgb = channels[:, :1].expand(-1, 3, -1, -1) if channels.shape[1] == 1 else channels[:, :3]
-    return Content(rgb, alpha)
+    # Contiguous: another layout in memory takes other kernels, and a fit on a PIL picture would not be that on its tensor.
+    return Content(rgb.contiguous(), alpha)
 
 
 def _read_one_mask(mask: Picture) -> list[Tensor]:

@@ -31,14 +31,15 @@ from . import conditional_decoder, statistics_encoder  # noqa: F401 (diffusers l
 from .fusion import StyleFusion
 from .siglip_encoder import SiglipEncoder
 
+PIPELINES = ("StyleMambaPipeline", "SaMamPipeline", "MambaSTPipeline")
 _TOWERS = {
     "siglip": {"text": SiglipTextModel, "vision": SiglipVisionModel},
     "siglip2": {"text": Siglip2TextModel, "vision": Siglip2VisionModel},
 }
 
 
-class PipelineLoading:
-    """The loading methods of `StyleMambaPipeline`, ahead of `DiffusionPipeline` in its bases."""
+class PretrainedLoading:
+    """`from_pretrained` of every pipeline of this package, ahead of `DiffusionPipeline` in its bases."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -54,6 +55,9 @@ class PipelineLoading:
         _check_folder(Path(folder))
         # diffusers asks for every component that is not optional; a pipeline saved without one has none to give.
         index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+        kind = index.get("_class_name")
+        if kind != cls.__name__ and kind in PIPELINES:
+            raise ValueError(f"{source!r} holds a {kind}, so load it with {kind}.from_pretrained.")
         for name, value in index.items():
             if isinstance(value, list) and value[0] is None:
                 kwargs.setdefault(name, None)
@@ -83,6 +87,10 @@ class PipelineLoading:
                 f"{pretrained_model_name!r} is neither a folder nor a bundled model ({', '.join(bundled_names())}), and it "
                 f"could not be fetched from the Hub: {str(error).splitlines()[0]}"
             ) from error
+
+
+class PipelineLoading(PretrainedLoading):
+    """The loading methods of `StyleMambaPipeline`."""
 
     @classmethod
     def from_parts(

@@ -19,25 +19,35 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .controls import enforce_structure, keep_colors, resize, stroke_size
+from .controls import add_fine_strokes, resize, stroke_size
+from .finishing import COLORS, finish
 from .fit_config import PromptFitConfig
 from .fusion import StyleFusion
 from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask, stack
 from .latents import decode_latents, encode_latents, unscale_latents, vae_scale_factor
 from .loading import PipelineLoading
+from .masks import feather_mask
+from .module_view import module_view
 from .padding import pad_to_multiple
 from .perceptual import VGGFeatures
 from .prompt_fit import FitProgress, PromptFit
 from .prompts import Prompt, as_mixtures, describe
 from .siglip_encoder import SiglipEncoder
+from .statistics_encoder import StatisticsEncoder
 from .style import Style
 from .style_decoder import StyleDecoder, blend_changes
-from .style_mixing import composite, interpolate_strength, mix_directions
+from .style_mixing import interpolate_strength, mix_directions
 from .style_set import StyleSet
+from .tiles import SharedStatistics, bytes_per_pixel, run_in_tiles
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Within this distance of a cut, in pixels, nothing of a tile is used. Further in, the bundled model's tiles differ from the
+# whole by less than 1/255; tests/test_tiles.py holds it to that.
+TILE_HALO = 48
+TILE = 1024
+WHOLE_BYTES = 2**31  # what a pass over a whole picture may take before it goes in tiles
 
 
 @dataclass
@@ -74,7 +84,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         fusion: StyleFusion,
-        image_encoder: PreTrainedModel | None = None,
+        image_encoder: PreTrainedModel | StatisticsEncoder | None = None,
         style_decoder: torch.nn.Module | None = None,
         perceptual: VGGFeatures | None = None,
         logit_scale: float | None = None,
@@ -93,6 +103,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         self.register_to_config(logit_scale=logit_scale, logit_bias=logit_bias)
         self.vae_scale_factor = vae_scale_factor(getattr(self, "vae", None))
         self.styles = StyleSet()
+        self._tile: int | None = None
         self._interrupt = False
         self._num_timesteps = 0
 
@@ -128,6 +139,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         structure,
         stroke_scale,
         preserve_color,
+        shading,
+        feather,
         mask_image,
         num_images_per_prompt,
         generator,
@@ -138,15 +151,20 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> None:
         if image is None and latents is None:
             raise ValueError("image is None, wanted a picture to stylize (or latents=).")
-        if image is None and (preserve_color or structure or mask_image is not None):
+        if image is None and (preserve_color or structure or shading or mask_image is not None):
             raise ValueError(
-                "image is None, but preserve_color, structure and mask_image take from the picture: give it beside latents."
+                "image is None, but preserve_color, structure, shading and mask_image take from the picture: give it beside "
+                "latents."
             )
         if latents is not None and latents.ndim != 4:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, wanted (B, C, h, w).")
         if latents is not None and stroke_scale != 1:
             raise ValueError(
                 f"stroke_scale is {stroke_scale}, but latents are encoded already: leave it at 1, or give image alone."
+            )
+        if output_type == "latent" and stroke_scale != 1:
+            raise ValueError(
+                f"stroke_scale is {stroke_scale}, but latents hold strokes of one size only: leave it at 1, or take pictures."
             )
         if prompt is None and prompt_embeds is None and style_image is None and not self.styles.active:
             raise ValueError(
@@ -158,9 +176,15 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             ("strength", strength, 0.0, 1.5),
             ("structure", structure, 0.0, 1.0),
             ("stroke_scale", stroke_scale, 0.1, 10.0),
+            ("shading", shading, 0.0, 1.0),
+            ("feather", feather, 0.0, 1000.0),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
+        if preserve_color not in COLORS:
+            raise ValueError(
+                f"preserve_color is {preserve_color!r}, wanted False, True, 'luminance' or 'palette'."
+            )
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, wanted at least 1.")
         if output_type not in OUTPUT_TYPES:
@@ -180,11 +204,13 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         prompt: Prompt | list[Prompt],
         num_images_per_prompt: int = 1,
         templates: Sequence[str] = ("{}",),
+        mix: str = "linear",
     ) -> Tensor:
         """Unit embeddings (N, E), N = prompts * num_images_per_prompt.
 
         prompt: a string, a list of them, `[(prompt, weight), ...]` for one mixture, or a list that holds mixtures.
         templates: sentences with `{}` where the prompt goes; their embeddings are averaged.
+        mix: "linear" or "slerp", see `mix_directions`.
         """
         rows = []
         for mixture in as_mixtures(prompt):
@@ -195,14 +221,25 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             embeds = (
                 embeds[:, 0] if len(templates) == 1 else torch.nn.functional.normalize(embeds.mean(1), dim=-1)
             )
-            rows.append(mix_directions(*embeds, weights=[weight for _, weight in used]))
+            rows.append(mix_directions(*embeds, weights=[weight for _, weight in used], mode=mix))
         prompt_embeds = torch.stack(rows).repeat_interleave(num_images_per_prompt, dim=0)  # (N, E)
         return prompt_embeds
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], any size -> scaled latents (B, C, h, w) of the picture padded to whole latents."""
-        padded = pad_to_multiple(image, self.vae_scale_factor)
-        return encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype) * 2 - 1)
+        padded, f = pad_to_multiple(image, self.vae_scale_factor), self.vae_scale_factor
+        tile = self._tile_for(self.vae, padded.shape[-2:])
+        vae, shared = self._sharing_statistics(self.vae) if tile else (self.vae, None)
+
+        def encode(part: Tensor) -> Tensor:
+            return encode_latents(vae, part.to(self._execution_device, vae.dtype) * 2 - 1)
+
+        if tile is None:
+            return encode(padded)
+        tiles = (padded, tile, TILE_HALO, 2 * f)
+        if shared is not None:
+            shared.measure(encode, *tiles)
+        return run_in_tiles(encode, *tiles)
 
     def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
         """Scaled latents (B, C, h, w) -> the same with the style. Without `prompt_embeds` the styles in use go by the
@@ -219,15 +256,25 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
             prompt_embeds = self.styles.prompt_embeds().to(latents.device)
         changes = blend_changes(*self.styles.decoder_changes()) if strength else {}
-        if changes:
-            decoder = self.vae if self.style_decoder is None else self.style_decoder
-            styled = StyleDecoder(decoder, changes, device=latents.device)
-            image = styled(unscale_latents(self.vae, latents), strength, prompt_embeds)
-        elif self.style_decoder is not None and strength:
-            image = self.style_decoder(unscale_latents(self.vae, latents), prompt_embeds, strength)
-        else:
+        painter = self.vae if self.style_decoder is None or not strength else self.style_decoder
+        tile = self._tile_for(painter, [side * self.vae_scale_factor for side in latents.shape[-2:]])
+        if changes or tile:
+            network = StyleDecoder(painter, changes, device=latents.device)
+
+            def run(part: Tensor) -> Tensor:
+                return network(unscale_latents(self.vae, part), strength, prompt_embeds)
+
+            if tile:
+                tiles = (latents, tile // self.vae_scale_factor, -(-TILE_HALO // self.vae_scale_factor), 2)
+                SharedStatistics(network).measure(run, *tiles)
+                image = run_in_tiles(run, *tiles)
+            else:
+                image = run(latents)
+        elif painter is self.vae:
             image = decode_latents(self.vae, latents)
-        return image.float() / 2 + 0.5
+        else:
+            image = painter(unscale_latents(self.vae, latents), prompt_embeds, strength)
+        return image.float().div(2).add_(0.5)
 
     @torch.no_grad()
     def __call__(
@@ -239,8 +286,13 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         strength: float = 1.0,
         structure: float = 0.0,
         stroke_scale: float = 1.0,
-        preserve_color: bool = False,
+        preserve_color: bool | str = False,
+        shading: float = 0.0,
+        tone_only: bool = False,
+        protect_text: bool = False,
         mask_image: Picture | Sequence[Picture] | None = None,
+        feather: float = 0.0,
+        mix: str = "linear",
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -259,9 +311,15 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         style_image: a picture in place of a prompt, or mixed with it half and half.
         strength: 0 is the reconstruction by the autoencoder, 1 the style, up to 1.5 more than that.
         structure: 0 to 1, how much of the picture's own edges and fine luminance is put back.
-        stroke_scale: size of the strokes; 2 doubles it.
-        preserve_color: keeps the picture's colours and takes only the luminance of the result.
+        stroke_scale: size of the strokes, in parts of the picture, whatever its resolution; 2 doubles it.
+        preserve_color: True or "luminance" keeps the picture's colours and takes only the luminance of the result;
+            "palette" paints with the picture's colours, wherever the style wants them.
+        shading: 0 to 1, how much of the picture's broad light and dark is kept.
+        tone_only: takes the colours of the style and nothing of its texture: one smooth map from colour to colour.
+        protect_text: keeps text and line art legible: found by its dense edges on even ground, it keeps every edge.
         mask_image: 1 or white where to stylize; where it is 0 the pixels of the input stay as they are.
+        feather: pixels over which the style fades out inside the edge of the mask.
+        mix: how weighted prompts and a style image are mixed, "linear" or "slerp".
         generator: accepted as in every pipeline; one pass draws no random numbers.
         latents: scaled latents of the pictures, if they are encoded already.
         output_type: "pil", "np", "pt" or "latent".
@@ -269,7 +327,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """
         # 1. Check
         self.check_inputs(
-            image, prompt, style_image, strength, structure, stroke_scale, preserve_color, mask_image,
+            image, prompt, style_image, strength, structure, stroke_scale, preserve_color, shading, feather, mask_image,
             num_images_per_prompt, generator, latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         self._interrupt = False
@@ -277,7 +335,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         self._require_matching(latents, contents)
 
         # 2. Prompts and pictures, one of each for every result
-        embeds = self._condition(prompt, prompt_embeds, style_image)  # (P, E) or None
+        embeds = self._condition(prompt, prompt_embeds, style_image, mix)  # (P, E) or None
         contents, embeds, latents = _match(contents, embeds, latents, num_images_per_prompt)
         if isinstance(generator, (list, tuple)) and len(generator) != len(contents):
             raise ValueError(
@@ -287,40 +345,61 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         if mask_image is not None:
             sizes = [content.size for content in contents[::num_images_per_prompt]]
             masks = read_mask(mask_image, sizes, self._execution_device)
-            masks = [mask for mask in masks for _ in range(num_images_per_prompt)]
+            if not any(mask.any() for mask in masks):
+                logger.warning("mask_image is empty (0 everywhere): nothing is stylized.")
+            masks = [feather_mask(mask, feather) for mask in masks for _ in range(num_images_per_prompt)]
 
-        # 3. One pass for each size
-        groups = _group_by_size(contents)
-        self._num_timesteps = len(groups)
+        # 3. One pass for each size, and one more where its strokes are painted at another
+        groups = _group_by_size(contents, WHOLE_BYTES // bytes_per_pixel(self.vae))
+        sizes = [self._stroke_sizes(size, stroke_scale, strength, latents, output_type) for size, _ in groups]
+        self._num_timesteps = sum(map(len, sizes))
         results: dict[int, Content | Tensor] = {}
-        with self.progress_bar(total=len(groups)) as bar:
-            for step, ((height, width), members) in enumerate(groups.items()):
-                rgb = torch.cat([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
+        step = 0
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for ((height, width), members), painted_at in zip(groups, sizes, strict=True):
+                rgb = _batch([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
                 cond = None if embeds is None else embeds[members]  # (B, E)
-                if latents is None:
-                    work = resize(rgb, stroke_size(height, width, stroke_scale, MIN_SIDE))
-                    z = self.encode_image(work)  # (B, C, h, w)
-                else:
-                    work, z = rgb, latents[members].to(self._execution_device, self.vae.dtype)
-                self._require_finite(z, "encoding the picture")
-                fused = self.fuse(z, cond, strength)  # (B, C, h, w)
-                self._require_finite(fused, "fusing the style")
-                if callback_on_step_end is not None:
-                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
-                    fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
+                stylized = None
+                for size in painted_at:
+                    if latents is None:
+                        work = resize(rgb, size)
+                        z = self.encode_image(work)  # (B, C, h, w)
+                    else:
+                        work, z = rgb, latents[members].to(self._execution_device, self.vae.dtype)
+                    self._require_finite(z, "encoding the picture")
+                    # A decoder that paints goes no further than its style; what it changed is exaggerated below.
+                    applied = strength if self.style_decoder is None else min(strength, 1.0)
+                    fused = self.fuse(z, cond, applied)  # (B, C, h, w)
+                    self._require_finite(fused, "fusing the style")
+                    if callback_on_step_end is not None:
+                        given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
+                        fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
+                    step += 1
+                    if output_type != "latent":
+                        painted = self.decode(fused, cond, applied)  # (B, 3, H', W')
+                        self._require_finite(painted, "decoding")
+                        painted = painted[..., : size[0], : size[1]]
+                        if strength > applied:
+                            painted = torch.lerp(work, painted, strength)
+                        painted = painted.clamp_(0, 1)
+                        stylized = painted if stylized is None else add_fine_strokes(stylized, painted)
+                    bar.update()
                 if output_type == "latent":
                     results.update(zip(members, fused.split(1), strict=True))
                 else:
-                    stylized = self.decode(fused, cond, strength)  # (B, 3, H', W')
-                    self._require_finite(stylized, "decoding")
-                    stylized = stylized[..., : work.shape[-2], : work.shape[-1]].clamp(0, 1)
-                    stylized = enforce_structure(resize(stylized, (height, width)), rgb, structure)
-                    stylized = keep_colors(stylized, rgb) if preserve_color else stylized  # (B, 3, H, W)
-                    if masks is not None:
-                        stylized = composite(rgb, stylized, torch.cat([masks[i] for i in members]))
+                    area = None if masks is None else _batch([masks[i] for i in members])
+                    stylized = finish(
+                        resize(stylized, (height, width)),
+                        rgb,
+                        structure,
+                        shading,
+                        preserve_color,
+                        tone_only,
+                        protect_text,
+                        area,
+                    )  # (B, 3, H, W)
                     for i, one in zip(members, stylized.split(1), strict=True):
                         results[i] = Content(one, contents[i].alpha)
-                bar.update()
                 if self._interrupt:
                     break
 
@@ -329,6 +408,18 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         images = stack(done) if output_type == "latent" else collect(done, output_type)
         self.maybe_free_model_hooks()
         return StyleMambaPipelineOutput(images=images) if return_dict else (images,)
+
+    def enable_tiling(self, tile: int = TILE) -> None:
+        """Encodes and decodes in tiles of `tile` pixels, for little memory. Pictures too large to go whole into about 2 GB
+        do so anyway. The tiles share the statistics of the whole picture, and the scan sees it whole."""
+        least = 4 * TILE_HALO
+        if tile < least or tile % 16:
+            raise ValueError(f"tile is {tile}, wanted a multiple of 16 px, at least {least}.")
+        self._tile = tile
+
+    def disable_tiling(self) -> None:
+        """Back to tiles for large pictures only."""
+        self._tile = None
 
     # Styles
 
@@ -404,9 +495,9 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     # What __call__ is made of
 
-    def _condition(self, prompt, prompt_embeds, style_image) -> Tensor | None:
+    def _condition(self, prompt, prompt_embeds, style_image, mix: str) -> Tensor | None:
         if prompt is not None:
-            prompt_embeds = self.encode_prompt(prompt)
+            prompt_embeds = self.encode_prompt(prompt, mix=mix)
         elif prompt_embeds is not None:
             prompt_embeds = prompt_embeds.to(self._execution_device)
             prompt_embeds = prompt_embeds[None] if prompt_embeds.ndim == 1 else prompt_embeds
@@ -422,7 +513,32 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             )
         rows = max(len(seen), len(prompt_embeds))
         both = [e.expand(rows, -1) for e in (prompt_embeds, seen)]
-        return mix_directions(*both, weights=[0.5, 0.5])
+        return mix_directions(*both, weights=[0.5, 0.5], mode=mix)
+
+    def _stroke_sizes(self, size, stroke_scale, strength, latents, output_type) -> list[tuple[int, int]]:
+        """Where to paint: at the size that makes the strokes as large as wanted and, where that loses detail, at full size."""
+        broad = stroke_size(*size, stroke_scale, MIN_SIDE)
+        if strength == 0 or latents is not None or output_type == "latent" or broad == size:
+            return [size]
+        return [broad] if broad[0] >= size[0] or broad[1] >= size[1] else [broad, size]
+
+    def _tile_for(self, network: torch.nn.Module, size: Sequence[int]) -> int | None:
+        """The side of the tiles in which a picture of this size goes through `network`; None: it goes whole."""
+        if getattr(network, "use_tiling", False):  # its own tiles, asked for with vae.enable_tiling
+            return None
+        tile = self._tile
+        if tile is None and size[0] * size[1] * bytes_per_pixel(network) > WHOLE_BYTES:
+            tile = TILE
+        return tile if tile is not None and max(size) > tile else None
+
+    def _sharing_statistics(
+        self, network: torch.nn.Module
+    ) -> tuple[torch.nn.Module, SharedStatistics | None]:
+        """The network again, with one mean and deviation for all tiles, where it has layers that use them."""
+        if not SharedStatistics.wanted_by(network):
+            return network, None
+        view = module_view(network)
+        return view, SharedStatistics(view)
 
     def _contents_of_latents(self, latents: Tensor) -> list[Content]:
         """Stand-ins that carry the size: nothing of a picture is used when there is none."""
@@ -470,8 +586,18 @@ def _match(
     return contents, *repeat
 
 
-def _group_by_size(contents: list[Content]) -> dict[tuple[int, int], list[int]]:
+def _group_by_size(contents: list[Content], pixels: int) -> list[tuple[tuple[int, int], list[int]]]:
+    """(size, indices) of pictures that go through the model together, of at most so many pixels unless one alone has more."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, content in enumerate(contents):
         groups.setdefault(content.size, []).append(index)
-    return groups
+    split = []
+    for (height, width), members in groups.items():
+        most = max(1, pixels // (height * width))
+        split += [((height, width), members[i : i + most]) for i in range(0, len(members), most)]
+    return split
+
+
+def _batch(tensors: list[Tensor]) -> Tensor:
+    """Without a copy of a single one, which may be large."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

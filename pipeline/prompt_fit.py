@@ -44,6 +44,7 @@ from .perceptual import PerceptualLoss
 from .siglip_encoder import SiglipEncoder
 from .style import Style, describe_component, library_versions, timestamp
 from .style_decoder import StyleDecoder
+from .temporal import frame_difference_loss, second_order_temporal_loss
 
 __all__ = ["FitProgress", "PromptFit", "PromptFitConfig"]
 
@@ -110,6 +111,11 @@ class PromptFit:
         self.parameters = self._trained_parameters()
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.lr)
         self.contents = [self._prepare(content) for content in contents]
+        if config.temporal_weight and len({content.image.shape for content in self.contents}) > 1:
+            sizes = sorted({f"{c.size[1]} x {c.size[0]}" for c in contents})
+            raise ValueError(
+                f"the pictures have the sizes {', '.join(sizes)}, wanted frames of one film for temporal_weight."
+            )
         self.best_loss, self.best = math.inf, self._copy_of_parameters()
 
     def _trained_parameters(self) -> dict[str, nn.Parameter | Tensor]:
@@ -159,8 +165,14 @@ class PromptFit:
         result = self.decoder(unscale_latents(self.vae, fused), prompt_embeds=self.text["FT"])
         return result[..., : content.image.shape[-2], : content.image.shape[-1]]
 
-    def losses(self, content: FitContent, generator: torch.Generator) -> dict[str, Tensor]:
-        """Every term of one picture; `total` is minimised, terms that are off are left out."""
+    def losses(
+        self,
+        content: FitContent,
+        generator: torch.Generator,
+        before: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every term of one picture; `total` is minimised, terms that are off are left out. before: of the frames before
+        it, the picture and its result; this one is added."""
         config, text = self.config, self.text
         result = self.stylize(content)  # (1, 3, H, W)
         pixels = self.encoder.pixels(result / 2 + 0.5)  # (1, 3, S, S)
@@ -206,6 +218,17 @@ class PromptFit:
         if config.tv_weight:
             terms["tv"] = total_variation(result)
             total = total + config.tv_weight * terms["tv"]
+        if config.temporal_weight and before is not None:
+            if before:
+                # The frames before stand still: each frame's gradient comes from its own step.
+                (c0, y0) = before[-1]
+                terms["temporal"] = frame_difference_loss(c0, content.image, y0, result)
+                if len(before) > 1:
+                    terms["temporal"] = terms["temporal"] + second_order_temporal_loss(
+                        before[-2][1], y0, result
+                    )
+                total = total + config.temporal_weight * terms["temporal"]
+            before.append((content.image, result.detach()))
         if config.patch_crops:
             size = min(config.patch_size, *result.shape[-2:])
             crops = random_crops(
@@ -223,11 +246,12 @@ class PromptFit:
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate(self.epoch)
         self.optimizer.zero_grad()
         means: dict[str, float] = {}
+        before: list[tuple[Tensor, Tensor]] = []
         for index, content in enumerate(self.contents):
             # Random numbers follow from seed, step and picture, so that a resumed fit draws the same.
             draw = hashlib.sha256(f"{self.seed} {self.done} {index}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(draw[:7], "little"))
-            terms = self.losses(content, generator)
+            terms = self.losses(content, generator, before)
             (terms["total"] / len(self.contents)).backward()
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value.item() / len(self.contents)

@@ -53,6 +53,10 @@ class StyleSet:
             raise ValueError(f"got weights {weights}, wanted finite numbers.")
         if not any(weights):
             raise ValueError("all weights are 0: give one a weight, or unload_styles to use none.")
+        if abs(sum(weights)) < 1e-8:
+            raise ValueError(
+                f"got weights {weights} with the sum 0, which cancel: wanted some style to be left over."
+            )
         self.active = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
 
     def remove(self, names: str | Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,14 @@ from stylemamba import PromptFitConfig, Style, StyleMambaPipeline
 from stylemamba.pipeline.command_line import fit as fit_command
 from stylemamba.pipeline.command_line.app import app
 from stylemamba.pipeline.command_line.styles import sparkline
-from stylemamba.pipeline.images import to_pil
+from stylemamba.pipeline.images import read_images, to_pil
+from stylemamba.pipeline.lut import apply_lut
+from stylemamba.pipeline.presets import preset
+from stylemamba.weights import named_styles, thumbnail_of
 
 COMMANDS = [
-    [], ["stylize"], ["fit"], ["styles"], ["styles", "list"], ["styles", "show"], ["styles", "blend"], ["score"],
+    [], ["stylize"], ["fit"], ["styles"], ["styles", "list"], ["styles", "show"], ["styles", "sheet"],
+    ["styles", "rename"], ["styles", "verify"], ["styles", "blend"], ["score"],
     ["doctor"], ["demo"],
 ]  # fmt: skip
 
@@ -59,7 +64,10 @@ def shelf(tmp_path_factory, components, taesd) -> Path:
     (shelf / "weights" / "photos").mkdir()
     for name, size in (("hills", (64, 40)), ("cat", (32, 32))):
         a_photo(size).save(shelf / "weights" / "photos" / f"{name}.webp")
-    (shelf / "weights" / "registry.json").write_text('{"models": {"starter": {"folder": "starter"}}}')
+    os.symlink(shelf / "model", shelf / "weights" / "tiny")
+    (shelf / "weights" / "registry.json").write_text(
+        '{"models": {"starter": {"folder": "starter"}, "tiny": {"folder": "tiny"}}}'
+    )
     return shelf
 
 
@@ -220,7 +228,7 @@ def test_bundled_styles_go_by_name(here, bundled):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["photo.png"], 2, "wanted a PROMPT, a --style or a --style-image"),
+        (["photo.png"], 2, "wanted a PROMPT, a --style, a --style-image or a --region"),
         (["photo.png", "other.png"], 2, "other.png is a picture where a prompt was expected"),
         (["photo.png", "ink", "--strength", "7"], 2, "--strength"),
         (["photo.png", "ink", "--dtype", "float8"], 2, "wanted float32, float16 or bfloat16"),
@@ -234,7 +242,7 @@ def test_bundled_styles_go_by_name(here, bundled):
         (["nothing.png", "ink"], 1, "nothing.png does not exist"),
         (["empty", "ink"], 1, "the folder empty holds no picture"),
         (["bad.png", "ink"], 1, "bad.png is no picture"),
-        (["clip.mp4", "ink"], 1, "clip.mp4 is a video"),
+        (["clip.mp4", "ink"], 1, "clip.mp4 cannot be read as a video"),
         (["photo.png", "ink", "-o", "out.gif"], 1, "'.gif', wanted one of .png"),
         (["photo.png", "ink", "-o", "photo.png", "--overwrite"], 1, "is one of the pictures to stylize"),
         (["photo.png", "ink", "-o", "other.png"], 1, "other.png exists already"),
@@ -268,6 +276,153 @@ def test_stylize_bad_usage(here, not_bundled, monkeypatch, arguments, code, sent
     )
     assert sentence in " ".join(run("stylize", *arguments, *model, code=code).split())
     assert (Path("photo.png").read_bytes(), files()) == before
+
+
+def test_stylize_several_prompts_as_one(here):
+    run(
+        "stylize", "photo.png", "stained glass", "neon city", "--weight", 0.75, "--weight", 0.25, "--mix", "slerp",
+        "--model", "model", "-o", "out.png",
+    )  # fmt: skip
+    pipe = StyleMambaPipeline.from_pretrained("model")
+    expected = pipe(a_photo(), [("stained glass", 0.75), ("neon city", 0.25)], mix="slerp").images[0]
+    assert np.array_equal(np.array(Image.open("out.png")), np.array(expected))
+    run(
+        "stylize",
+        "photo.png",
+        "neon city",
+        "very long",
+        "--weight",
+        1,
+        "--weight",
+        0,
+        "--model",
+        "model",
+        "-o",
+        "one.png",
+    )
+    expected = pipe(a_photo(), "neon city").images[0]
+    assert np.array_equal(np.array(Image.open("one.png")), np.array(expected))
+
+
+def test_stylize_by_the_name_of_a_prompt(here):
+    run("stylize", "photo.png", "--style", "mosaic", "--model", "model", "-o", "out.png")
+    expected = StyleMambaPipeline.from_pretrained("model")(a_photo(), named_styles()["mosaic"]).images[0]
+    assert np.array_equal(np.array(Image.open("out.png")), np.array(expected))
+
+
+def test_stylize_with_a_preset_and_what_is_given_beside_it(here):
+    run(
+        "stylize", "photo.png", "stained glass", "--preset", "photo", "--strength", 0.9, "--preserve-palette", "--model",
+        "model", "-o", "out.png",
+    )  # fmt: skip
+    pipe, settings = StyleMambaPipeline.from_pretrained("model"), {**preset("photo"), "strength": 0.9}
+    expected = pipe(a_photo(), "stained glass", preserve_color="palette", **settings).images[0]
+    assert np.array_equal(np.array(Image.open("out.png")), np.array(expected))
+
+
+def test_stylize_regions(here):
+    left, right = Image.new("L", (40, 48)), Image.new("L", (80, 96))
+    left.paste(255, (0, 0, 15, 48))
+    right.paste(255, (60, 0, 80, 96))
+    left.save("left.png"), right.save("right.png")
+    run(
+        "stylize", "photo.png", "--region", "left.png=stained glass", "--region", "right.png=neon.safetensors", "--model",
+        "model", "-o", "out.png",
+    )  # fmt: skip
+    before, out = np.array(Image.open("photo.png")), np.array(Image.open("out.png"))
+    assert np.array_equal(out[:, 15:30], before[:, 15:30])
+    for part in (slice(0, 15), slice(30, 40)):
+        assert not np.array_equal(out[:, part], before[:, part])
+    assert files() == {"left.png", "right.png", "out.png"}
+
+
+def test_stylize_tone_only_writes_a_table(here):
+    run(
+        "stylize", "photo.png", "neon city", "--preset", "cinematic", "--cube", "tone.cube", "--model", "model", "-o",
+        "out.png",
+    )  # fmt: skip
+    numbers = [line.split() for line in Path("tone.cube").read_text().splitlines() if line[0].isdigit()]
+    table = (
+        torch.tensor([[float(n) for n in line] for line in numbers]).view(33, 33, 33, 3).permute(3, 0, 1, 2)
+    )
+    toned = to_pil(apply_lut(read_images(a_photo())[0].rgb, table))
+    difference = np.abs(np.array(toned).astype(int) - np.array(Image.open("out.png")).astype(int))
+    assert difference.max() <= 1
+
+
+def a_clip(path: str = "clip.mp4", count: int = 4) -> None:
+    with av.open(path, "w") as out:
+        video = out.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 40, 48, "yuv420p"
+        for _ in range(count):
+            out.mux(video.encode(av.VideoFrame.from_image(a_photo())))
+        out.mux(video.encode(None))
+
+
+def test_stylize_a_video(here):
+    a_clip()
+    run("stylize", "clip.mp4", "stained glass", "--model", "model", "-o", "out.mp4", "--tile", 192)
+    with av.open("out.mp4") as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(frames) == 4 and frames[0].shape == (48, 40, 3)
+    expected = np.array(StyleMambaPipeline.from_pretrained("model")(a_photo(), "stained glass").images[0])
+    for frame in frames:
+        assert np.abs(frame.mean(-1) - expected.mean(-1)).mean() < 4  # colours are stored at half size
+    run("stylize", "clip.mp4", "--style", "glass.safetensors", "--model", "model")
+    assert files() == {"clip.mp4", "out.mp4", "clip-glass.mp4"}
+
+
+def test_ctrl_c_in_a_video_leaves_no_file(here, monkeypatch):
+    a_clip()
+    calls = []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *args, **kwargs)
+
+    whole = StyleMambaPipeline.__call__
+    monkeypatch.setattr(StyleMambaPipeline, "__call__", interrupted)
+    monkeypatch.setattr("stylemamba.pipeline.deflicker.torch.equal", lambda *_: False)  # paints every frame
+    assert "Stopped" in run(
+        "stylize", "clip.mp4", "stained glass", "--model", "model", "-o", "out.mp4", code=130
+    )
+    assert files() == {"clip.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["clip.mp4", "a", "b"], 2, "a video takes one style, got 2"),
+        (["clip.mp4", "a", "-o", "out.png"], 2, "ends in '.png', wanted one of .mp4"),
+        (["clip.mp4", "a", "-o", "clip.mp4"], 1, "clip.mp4 is the video to stylize"),
+        (["clip.mp4", "a", "--mask", "photo.png"], 2, "belong to pictures"),
+        (["broken.mp4", "a"], 1, "broken.mp4 cannot be read as a video"),
+        (["photo.png", "a", "--mask", "black.png"], 1, "black.png is black everywhere"),
+        (["photo.png", "--region", "black.png=a"], 1, "black.png is black everywhere"),
+        (["photo.png", "--region", "black.png"], 2, "is not MASK=STYLE"),
+        (["photo.png", "a", "--region", "black.png=a"], 2, "leave PROMPT, --style and --mask out"),
+        (["photo.png", "a", "--preset", "art"], 2, "preset is 'art', wanted one of photo, sketch"),
+        (["photo.png", "a", "--mix", "round"], 2, "wanted linear or slerp"),
+        (["photo.png", "a", "b", "--weight", "1", "--weight", "-1"], 2, "sum to 0"),
+        (["photo.png", "a", "b", "--weight", "1"], 2, "wanted one --weight for each"),
+        (["photo.png", "a", "--preserve-color", "--preserve-palette"], 2, "exclude each other"),
+        (["photo.png", "a", "--cube", "photo.png"], 2, "wanted .cube"),
+        (["photo.png", "a", "--cube", "there.cube"], 1, "there.cube exists already"),
+        (["photo.png", "a", "b", "--cube", "tone.cube"], 2, "give one picture and one style"),
+        (["photo.png", "--style", "mosaic", "--style", "glass.safetensors"], 2, "mix styles of one kind"),
+        (["photo.png", "a", "--tile", "100"], 1, "tile is 100, wanted a multiple of 16"),
+    ],
+)  # fmt: skip
+def test_applications_bad_usage(here, arguments, code, sentence):
+    a_clip(count=1)
+    Image.new("L", (40, 48)).save("black.png")
+    Path("broken.mp4").write_bytes(b"no video")
+    Path("there.cube").write_text("precious")
+    before = files()
+    assert sentence in run("stylize", *arguments, "--model", "model", code=code)
+    assert files() == before and Path("there.cube").read_text() == "precious"
 
 
 def test_overwrite(here):
@@ -487,6 +642,41 @@ def test_a_prompt_cannot_command_the_terminal(here):
     assert "[red]not a tag[/red]" in said
 
 
+def test_styles_sheet(here, bundled):
+    run("styles", "sheet", ".", "-o", "mine.png", "--columns", 2)
+    assert Image.open("mine.png").width > 2 * 192
+    assert "exists already" in run("styles", "sheet", ".", "-o", "mine.png", code=1)
+    run("styles", "sheet")  # the named styles, and the bundled file
+    assert Image.open("styles.jpg").width > 6 * 192
+
+
+def test_every_named_style_has_a_thumbnail():
+    assert len(named_styles()) == 24 and len(set(named_styles().values())) == 24
+    for name in named_styles():
+        with Image.open(thumbnail_of(name)) as picture:
+            assert picture.width >= 96
+        assert thumbnail_of(name).stat().st_size < 16_000
+
+
+def test_styles_rename_changes_the_title_and_nothing_else(here):
+    Style.load("glass.safetensors").save("mine.safetensors")
+    before = Style.load("mine.safetensors")
+    assert "Blue cathedral" in run("styles", "rename", "mine.safetensors", " Blue cathedral ")
+    after = Style.load("mine.safetensors")
+    assert after.info == {**before.info, "title": "Blue cathedral"}
+    assert all(torch.equal(value, before.fusion[name]) for name, value in after.fusion.items())
+    assert "Blue cathedral" in run("styles", "list", ".")
+    assert "TITLE is empty" in run("styles", "rename", "mine.safetensors", " ", code=2)
+
+
+def test_styles_verify(here):
+    assert run("styles", "verify", "glass.safetensors", "neon.safetensors").count("whole") == 2
+    assert "whole" in run("styles", "verify", "glass.safetensors", "--model", "model")
+    Path("broken.safetensors").write_bytes(Path("glass.safetensors").read_bytes()[:1000])
+    text = run("styles", "verify", "broken.safetensors", "glass.safetensors", code=1)
+    assert "broken.safetensors is no whole safetensors file" in text and "glass.safetensors: whole" in text
+
+
 def test_styles_blend(here):
     options = ["--weight", 0.7, "--weight", 0.3, "--strength", 0.9]
     run(
@@ -552,10 +742,12 @@ def test_score_bad_usage(here, arguments, code, sentence):
 
 def test_demo(here, bundled):
     said = run("demo", "--device", "cpu").splitlines()
-    assert "fitted to paintings" in said[0]
+    assert "stylemamba stylize photo.jpg" in said[0]
     assert said[1] == "stylemamba-demo.jpg"
     sheet = np.asarray(Image.open("stylemamba-demo.jpg"))
-    assert sheet.shape[0] > 200 + 320 and sheet.shape[1] > 2 * 320  # two photos, the photo and one style
+    assert (
+        sheet.shape[0] > 200 + 320 and sheet.shape[1] > 9 * 320
+    )  # two photos, each as it is and after eight prompts
     assert (sheet[:36] < 100).any()  # captions
     run("demo")  # its own sheet may be replaced, a file that the user named may not
     run("demo", "-o", "mine.jpg")
@@ -564,7 +756,7 @@ def test_demo(here, bundled):
 
 
 def test_demo_without_a_bundled_model(here, not_bundled):
-    assert "no model with styles" in run("demo", code=1)
+    assert "not bundled" in run("demo", code=1)
     assert "'.gif'" in run("demo", "-o", "sheet.gif", code=1)
 
 

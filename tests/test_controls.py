@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from stylemamba.pipeline.controls import enforce_structure, keep_colors, luminance, resize, stroke_size
+from stylemamba.pipeline.controls import (
+    REFERENCE_SIDE,
+    add_fine_strokes,
+    blur,
+    enforce_structure,
+    keep_colors,
+    keep_palette,
+    keep_shading,
+    luminance,
+    resize,
+    stroke_size,
+)
 
 
 def random(*shape, seed=0, low=0.0, high=1.0):
@@ -43,6 +54,57 @@ class TestKeepColors:
         assert luminance(torch.ones(1, 3, 2, 2)).sub(1).abs().max() < 1e-6
 
 
+def mean_and_covariance(rgb):
+    pixels = rgb.flatten(2).double()
+    centred = pixels - pixels.mean(-1, keepdim=True)
+    return pixels.mean(-1), centred @ centred.mT / pixels.shape[-1]
+
+
+class TestKeepPalette:
+    def test_mean_and_covariance_of_the_photo(self):
+        painted = STYLIZED * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1) + 0.1
+        mixed = torch.einsum(
+            "dc,bchw->bdhw", torch.tensor([[0.5, 0.3, 0], [0.1, 0.4, 0.2], [0, 0.3, 0.4]]), CONTENT
+        )
+        kept = keep_palette(painted, mixed)
+        for found, wanted in zip(mean_and_covariance(kept), mean_and_covariance(mixed), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4)
+
+    def test_a_picture_with_itself_is_itself(self):
+        torch.testing.assert_close(keep_palette(CONTENT, CONTENT), CONTENT, rtol=0, atol=1e-4)
+
+    def test_a_grey_photo_gives_a_nearly_grey_result(self):
+        kept = keep_palette(STYLIZED, luminance(CONTENT).expand(-1, 3, -1, -1))
+        assert chroma(kept).abs().mean() < 0.1 * chroma(STYLIZED).abs().mean()
+
+    def test_each_picture_of_a_batch_has_its_own(self):
+        alone = [keep_palette(s[None], c[None]) for s, c in zip(STYLIZED, CONTENT, strict=True)]
+        torch.testing.assert_close(keep_palette(STYLIZED, CONTENT), torch.cat(alone))
+
+
+class TestKeepShading:
+    LIGHT = torch.linspace(0.3, 0.9, 64).expand(1, 3, 48, 64)  # falls across the picture
+
+    def test_0_is_the_result_itself(self):
+        assert keep_shading(STYLIZED, CONTENT, 0.0) is STYLIZED
+
+    def test_1_puts_the_broad_light_of_the_photo_back_and_keeps_the_pattern(self):
+        pattern = 0.5 + 0.1 * (torch.arange(64) % 2 * 2.0 - 1).expand(1, 3, 48, 64)
+        kept = keep_shading(pattern, self.LIGHT, 1.0)
+        inside = (..., slice(8, -8))
+        torch.testing.assert_close(
+            blur(luminance(kept), 3.0)[inside], luminance(self.LIGHT)[inside], rtol=0, atol=0.02
+        )
+        stripes = kept[..., 1::2] > kept[..., 0::2]
+        assert stripes.float().mean() > 0.95
+
+    def test_hue_stays(self):
+        red = torch.tensor([0.6, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 48, 64)
+        kept = keep_shading(red, self.LIGHT, 0.7)
+        ratio = kept[:, 1] / kept[:, 0]
+        torch.testing.assert_close(ratio[kept[:, 0] < 1], torch.full_like(ratio, 1 / 3)[kept[:, 0] < 1])
+
+
 class TestEnforceStructure:
     def test_0_is_the_result_itself(self):
         assert enforce_structure(STYLIZED, CONTENT, 0.0) is STYLIZED
@@ -77,6 +139,24 @@ class TestStrokes:
         assert stroke_size(100, 60, 2.0, 16) == (50, 30)
         assert stroke_size(100, 60, 0.5, 16) == (200, 120)
         assert stroke_size(101, 61, 1.0, 16) == (101, 61)
+
+    @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+    def test_a_large_picture_is_painted_at_the_size_of_its_small_version(self, scale):
+        small = stroke_size(384, REFERENCE_SIDE, scale, 16)
+        assert stroke_size(4 * 384, 4 * REFERENCE_SIDE, scale, 16) == small
+        assert max(small) == round(REFERENCE_SIDE / scale)
+
+    def test_fine_strokes_change_nothing_that_the_small_painting_holds(self):
+        broad = resize(random(1, 3, 8, 10, low=0.3, high=0.7), (32, 40))
+        fine = (
+            resize(random(1, 3, 32, 40, seed=2, low=0.2, high=0.4), (128, 160))
+            + 0.05 * random(1, 3, 128, 160)
+        ).clone()
+        detail = luminance(fine) - resize(resize(luminance(fine), (32, 40)), (128, 160))
+        both = add_fine_strokes(broad, fine)
+        assert (resize(both, (32, 40)) - broad).abs().mean() < 0.01
+        added = luminance(both) - resize(luminance(broad), (128, 160))
+        torch.testing.assert_close(added, detail, rtol=0, atol=1e-4)
 
     def test_never_smaller_than_the_model_can_see(self):
         assert stroke_size(100, 20, 10.0, 16) == (16, 16)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from stylemamba import Style, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
-from stylemamba.weights import bundled_photos, bundled_styles
+from stylemamba.weights import bundled_photos
 
 CHECKOUT = os.environ.get("COMFYUI_PATH")
 if CHECKOUT:
@@ -105,6 +105,23 @@ def folders(tmp_path, monkeypatch):
 @pytest.fixture
 def model(pipe) -> HostModel:
     return HostModel.of("test", pipe)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> StyleMambaPipeline:
+    pipe = StyleMambaPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def wordless(components) -> HostModel:
+    return HostModel.of("wordless", StyleMambaPipeline(**components(text_encoder=None, tokenizer=None)))
+
+
+@pytest.fixture
+def blind(components) -> HostModel:
+    return HostModel.of("blind", StyleMambaPipeline(**components(image_encoder=None)))
 
 
 @pytest.fixture
@@ -302,9 +319,8 @@ class TestPack:
             raise AssertionError("a node opened a socket")
 
         monkeypatch.setattr(socket.socket, "connect", refuse)
-        loaded, _ = run("Loader", model="starter")
-        (style, *_) = run("LoadStyle", style_name="starter/great-wave")
-        run("Stylize", image=image, model=loaded, style=style, **STYLIZE)
+        loaded, _ = run("Loader", model="tiny")
+        run("Stylize", image=image, model=loaded, **STYLIZE)
 
 
 class TestStylize:
@@ -375,17 +391,15 @@ class TestStylize:
         monkeypatch.setattr(management, "intermediate_dtype", lambda: torch.float16, raising=False)
         assert run("Stylize", image=image, model=model, **STYLIZE)[0].dtype == torch.float16
 
-    def test_without_a_model_the_bundled_one_that_the_style_was_fitted_on(self, image):
-        (style, *_) = run("LoadStyle", style_name="starter/great-wave")
+    def test_without_a_model_the_bundled_one(self, image, photo, tiny):
+        (style,) = run("StyleFromImage", model=HostModel.of("tiny", tiny), image=1 - image)
+        torch.testing.assert_close(run("Stylize", image=image, **STYLIZE)[0], expected(tiny, photo))
         result, _ = run("Stylize", image=image, style=style, **STYLIZE)
-        starter = StyleMambaPipeline.from_pretrained("starter")
-        starter.load_style(bundled_styles("starter")[0])
-        torch.testing.assert_close(result, to_image(starter(image.movedim(-1, 1), output_type="pt").images))
+        torch.testing.assert_close(result, expected(tiny, photo, style.parts[0][0]))
 
-    def test_exception(self, model, image):
-        starter, _ = run("Loader", model="starter")
-        with pytest.raises(ValueError, match="'starter' reads no prompts.*connect a style"):
-            run("Stylize", image=image, model=starter, **STYLIZE)
+    def test_exception(self, model, image, wordless):
+        with pytest.raises(ValueError, match="'wordless' reads no prompts.*connect a style"):
+            run("Stylize", image=image, model=wordless, **STYLIZE)
         with pytest.raises(ValueError, match="prompt is empty and no style is connected"):
             run("Stylize", image=image, model=model, **{**STYLIZE, "prompt": "  "})
         with pytest.raises(ValueError, match=r"shape \(1, 48, 40, 2\), wanted"):
@@ -395,9 +409,10 @@ class TestStylize:
         with pytest.raises(ValueError, match="NaN"):
             run("Stylize", image=image * math.nan, model=model, **STYLIZE)
 
-    def test_a_style_of_no_bundled_model_is_refused_with_the_way_out(self, image, style):
-        style.fusion_config["latent_channels"] = 5
-        with pytest.raises(ValueError, match="fits no bundled model: connect the model it was fitted on"):
+    def test_a_style_of_another_model_is_refused_with_the_way_out(self, image, style):
+        with pytest.raises(
+            ValueError, match="does not fit the bundled model 'tiny': connect the model it was fitted on"
+        ):
             run("Stylize", image=image, style=StyleMix.of(style), **STYLIZE)
 
 
@@ -499,7 +514,6 @@ class TestMemory:
         torch.testing.assert_close(result, whole, atol=1e-5, rtol=1e-4)
         assert {size[0] for size in sizes} == {5, 2, 1}
 
-    @pytest.mark.xfail(reason="tiles of the random model differ by 0.1 in the mean; under investigation")
     def test_then_tiles(self, model, pipe, monkeypatch):
         monkeypatch.setattr("stylemamba.nodes.stylize._TILE", 128)
         monkeypatch.setattr("stylemamba.nodes.stylize._SMALLEST_TILE", 64)
@@ -578,14 +592,21 @@ class TestPromptFit:
         torch.testing.assert_close(preview, expected(pipe, photo, style))
         assert isinstance(vae, comfy.sd.VAE)
 
-    @pytest.mark.xfail(reason="equal only nearly since the mixer has a path of its own without gradients")
-    def test_is_the_fit_of_the_pipeline(self, model, pipe, image, photo):
+    @pytest.mark.parametrize("form", ["tensor", "PIL", "channels last"])
+    def test_is_the_fit_of_the_pipeline(self, model, pipe, photo, form):
+        """To the bit, in whatever form the pipeline was given the picture."""
         from stylemamba import PromptFitConfig
 
-        mix, *_ = run("PromptFit", model=model, images=image, **FIT)
+        pixels = (photo * 255).round().byte()
+        photo = pixels / 255
+        if form == "PIL":
+            given = Image.fromarray(pixels[0].movedim(0, -1).numpy())
+        else:
+            given = photo if form == "tensor" else photo.to(memory_format=torch.channels_last)
+        mix, *_ = run("PromptFit", model=model, images=to_image(photo), **FIT)
         config = PromptFitConfig(preset="fast", epochs=2, train="fusion")
         style = pipe.fit_style(
-            photo, "stained glass", config=config, generator=torch.Generator().manual_seed(3)
+            given, "stained glass", config=config, generator=torch.Generator().manual_seed(3)
         )
         for name, value in mix.parts[0][0].fusion.items():
             assert torch.equal(value, style.fusion[name])
@@ -692,13 +713,11 @@ class TestPromptFit:
         seed = next(one for one in NODES["StyleMambaPromptFit"].GET_SCHEMA().inputs if one.id == "seed")
         assert seed.control_after_generate is False
 
-    def test_exception(self, model, components, image):
+    def test_exception(self, model, wordless, blind, image):
         with pytest.raises(ValueError, match="prompt is empty"):
             run("PromptFit", model=model, images=image, **{**FIT, "prompt": " "})
-        starter, _ = run("Loader", model="starter")
-        with pytest.raises(ValueError, match="'starter' reads no prompts"):
-            run("PromptFit", model=starter, images=image, **FIT)
-        blind = HostModel.of("blind", StyleMambaPipeline(**components(image_encoder=None)))
+        with pytest.raises(ValueError, match="'wordless' reads no prompts"):
+            run("PromptFit", model=wordless, images=image, **FIT)
         with pytest.raises(ValueError, match="'blind' has no image tower, which is wanted to learn a style"):
             run("PromptFit", model=blind, images=image, **FIT)
 
@@ -868,7 +887,7 @@ class TestNativeVae:
     def test_core_nodes_encode_and_decode(self, components, taesd, kind, photo):
         import nodes as core
 
-        pipe = StyleMambaPipeline(**(components() if kind == "kl" else components(vae=taesd())))
+        pipe = StyleMambaPipeline(**(components() if kind == "kl" else components(vae=taesd)))
         model = HostModel.of("test", pipe)
         from stylemamba.nodes.autoencoder import plain_vae
 
@@ -898,7 +917,8 @@ class TestNativeVae:
         vae = plain_vae(model)
         latents = vae.encode(picture)
         assert latents.shape[-2:] == (6, 5)
-        tiled = vae.encode_tiled(picture, tile_x=512, tile_y=512, overlap=64)
+        with torch.inference_mode():  # as the host always does; its tiles can be had in no other way
+            tiled = vae.encode_tiled(picture, tile_x=512, tile_y=512, overlap=64)
         torch.testing.assert_close(tiled, latents, atol=1e-5, rtol=1e-5)
         (fused, _) = run(
             "Fuse", model=model, samples={"samples": latents}, prompt="stained glass", strength=1.0
@@ -953,7 +973,7 @@ class TestLoader:
         pipe.save_pretrained(folders / "mine")
         (folders / "no model").mkdir()
         options = NODES["StyleMambaLoader"].GET_SCHEMA().inputs[0].options
-        assert "starter" in options and "mine" in options and "no model" not in options
+        assert options[0] == "tiny" and "mine" in options and "no model" not in options
 
     def test_loads_a_folder(self, pipe, folders, image, photo):
         pipe.save_pretrained(folders / "mine")
@@ -1026,9 +1046,10 @@ class TestLoader:
         pipe.save_pretrained(folders / "mine")
         model, native = run("Loader", model="mine", vae=vae)
 
-        torch.testing.assert_close(native.encode(image), vae.encode(image), atol=1e-4, rtol=1e-4)
-        latents = vae.encode(image)
-        torch.testing.assert_close(native.decode(latents), vae.decode(latents), atol=1e-4, rtol=1e-4)
+        with torch.inference_mode():
+            latents = vae.encode(image)
+            torch.testing.assert_close(native.encode(image), latents, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(native.decode(latents), vae.decode(latents), atol=1e-4, rtol=1e-4)
         assert model.pipe.vae.config.scaling_factor == 0.18215
         mix, *_ = run("PromptFit", model=model, images=image, **{**FIT, "train": "fusion+decoder"})
         fused, styled = run(
@@ -1048,7 +1069,7 @@ class TestLoader:
         with pytest.raises(
             ValueError, match="vae is a PixelspaceConversionVAE, wanted an autoencoder of the Stable"
         ):
-            run("Loader", model="starter", vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))
+            run("Loader", model="tiny", vae=comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}))
 
 
 class TestStyleFiles:
@@ -1099,7 +1120,7 @@ class TestStyleFiles:
                 run(name, **inputs)
 
     @pytest.mark.parametrize(
-        "name", ["../secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors", "", "starter/none"]
+        "name", ["../secret.safetensors", "/etc/passwd", "sub/../../secret.safetensors", "", "tiny/none"]
     )
     def test_loads_names_of_the_list_only(self, folders, style, name):
         folders.mkdir(parents=True)
@@ -1107,12 +1128,11 @@ class TestStyleFiles:
         with pytest.raises(ValueError, match="there is no style"):
             run("LoadStyle", style_name=name)
 
-    def test_lists_subfolders_and_bundled_styles_and_no_half_files(self, folders, style):
+    def test_lists_subfolders_and_no_half_files(self, folders, style):
         style.save(folders / "styles" / "prints" / "ink.safetensors")
         style.save(folders / "styles" / ".ink-half.safetensors")
         options = NODES["StyleMambaLoadStyle"].GET_SCHEMA().inputs[0].options
-        assert options[0] == "prints/ink.safetensors" and "starter/great-wave" in options
-        assert not any("half" in name for name in options)
+        assert options == ["prints/ink.safetensors"]
         assert run("LoadStyle", style_name="prints/ink.safetensors")[2] == style.prompt
 
     def test_a_foreign_file_is_one_sentence(self, folders):
@@ -1134,11 +1154,12 @@ class TestStyleFiles:
         assert not run("LoadStyle", style_name="ink.safetensors")[1].any()
 
     @needs_checkout
-    def test_the_picture_is_shown_in_the_node(self, tmp_path):
-        shown = execute("LoadStyle", style_name="starter/great-wave").ui
+    def test_the_picture_is_shown_in_the_node(self, tmp_path, folders, style):
+        style.save(folders / "styles" / "ink.safetensors")
+        shown = execute("LoadStyle", style_name="ink.safetensors").ui
         shown = shown if isinstance(shown, dict) else shown.as_dict()
         (picture,) = shown["images"]
-        assert Image.open(tmp_path / "temp" / picture["subfolder"] / picture["filename"]).size == (256, 256)
+        assert Image.open(tmp_path / "temp" / picture["subfolder"] / picture["filename"]).size == (40, 48)
 
     def test_a_blend_is_no_file(self, style):
         with pytest.raises(ValueError, match="got a blend of 2 styles, wanted one"):
@@ -1232,12 +1253,11 @@ class TestStyleFromImage:
             torch.testing.assert_close(style.prompt_embeds.norm(), torch.tensor(1.0))
             assert not style.prompt_embeds.is_inference()
 
-    def test_exception(self, image):
-        starter, _ = run("Loader", model="starter")
+    def test_exception(self, image, blind):
         with pytest.raises(
-            ValueError, match="'starter' has no image tower, which is wanted to read a style from a picture"
+            ValueError, match="'blind' has no image tower, which is wanted to read a style from a picture"
         ):
-            run("StyleFromImage", model=starter, image=image)
+            run("StyleFromImage", model=blind, image=image)
 
 
 class TestScore:
@@ -1262,10 +1282,14 @@ class TestScore:
                 and found[name]["encoder"] == rows[name]["encoder"]
             )
 
-    def test_what_the_model_cannot_give_is_nan(self, image):
-        starter, _ = run("Loader", model="starter")
+    def test_what_the_model_cannot_give_is_nan(self, image, components):
+        bare = StyleMambaPipeline(**components(image_encoder=None, perceptual=None))
         report, ssim, psnr, *rest = run(
-            "Score", stylized=1 - image, content=image, prompt="stained glass", model=starter
+            "Score",
+            stylized=1 - image,
+            content=image,
+            prompt="stained glass",
+            model=HostModel.of("bare", bare),
         )
         assert set(json.loads(report)) == {"ssim", "psnr"} and ssim < 1 and all(map(math.isnan, rest))
 

@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from stylemamba import StyleMambaPipeline
+from stylemamba import StyleMambaPipeline, mean_std_loss
 
 PROMPTS = ["stained glass", "an ink drawing on paper", "very long " * 100]
 
@@ -624,9 +624,80 @@ class TestControls:
             pipe, picture(48, 64), stroke_scale=scale,
             callback_on_step_end=lambda p, i, t, kwargs: seen.append(tuple(kwargs["latents"].shape[-2:])),
         )  # fmt: skip
-        work = [max(16, round(side / scale)) for side in (48, 64)]
-        assert out.shape == (1, 3, 48, 64) and seen == [tuple(-(-side // 8) for side in work)]
+        painted = [max(16, round(side / scale)) for side in (48, 64)]
+        # enlarged strokes leave room for fine ones, painted at full size
+        sizes = [painted, (48, 64)] if scale > 1 else [painted]
+        assert out.shape == (1, 3, 48, 64)
+        assert seen == [tuple(-(-side // 8) for side in size) for size in sizes]
         assert not torch.equal(out, run(pipe, picture(48, 64)))
+
+    def test_strokes_are_as_large_at_every_resolution(self):
+        """A large photo and its small version: reduced to one size their results have the same statistics of features, as
+        painting the large one at its own size does not give them."""
+        pipe = StyleMambaPipeline.from_pretrained("tiny")
+        pipe.set_progress_bar_config(disable=True)
+        large = F.interpolate(picture(60, 60), size=(1024, 1024), mode="bicubic").clamp(0, 1)
+        small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True).clamp(0, 1)
+        embeds = pipe.encode_prompt("mosaic of small tiles")
+
+        @torch.no_grad()
+        def difference(rgb):
+            rgb = F.interpolate(rgb, size=(512, 512), mode="bicubic", antialias=True).clamp(0, 1)
+            maps = [
+                list(pipe.perceptual(x, ["relu1_2", "relu2_2", "relu3_3"]).values()) for x in (rgb, painted)
+            ]
+            return mean_std_loss(*maps).item()
+
+        painted = run(pipe, small, prompt=None, prompt_embeds=embeds)
+        with torch.no_grad():
+            native = pipe.decode(pipe.fuse(pipe.encode_image(large), embeds), embeds).clamp(0, 1)
+        assert difference(run(pipe, large, prompt=None, prompt_embeds=embeds)) < 0.1 * difference(native)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"shading": 0.7}, {"preserve_color": "palette"}, {"tone_only": True}],
+        ids=lambda s: next(iter(s)),
+    )
+    def test_each_control_changes_the_picture_and_only_on_demand(self, pipe, settings):
+        image = F.interpolate(picture(6, 5), size=(48, 40), mode="bicubic").clamp(0, 1)
+        out = run(pipe, image, **settings)
+        assert out.shape == image.shape and not torch.equal(out, run(pipe, image))
+        both = run(pipe, torch.cat([image, image.flip(-1)]), **settings)
+        assert_close(both[:1], out)
+
+    def test_true_and_luminance_are_one(self, pipe):
+        assert torch.equal(run(pipe, preserve_color=True), run(pipe, preserve_color="luminance"))
+
+    def test_a_feathered_mask_leaves_the_outside_alone(self, pipe):
+        mask = torch.zeros(48, 40)
+        mask[:, :20] = 1
+        out, sharp = run(pipe, mask_image=mask, feather=6.0), run(pipe, mask_image=mask)
+        assert torch.equal(out[..., 20:], picture()[..., 20:])
+        assert torch.equal(out[..., :8], sharp[..., :8]) or (out - sharp)[..., :8].abs().max() < 0.02
+        assert (out - picture())[..., 18:20].abs().mean() < 0.5 * (sharp - picture())[..., 18:20].abs().mean()
+
+    def test_text_stays_legible(self, pipe):
+        page = torch.full((1, 3, 96, 96), 0.7)
+        page[..., 20:40, 10:80] = (torch.arange(70) // 2 % 2).float() * 0.5 + 0.2  # strokes of 2 px
+        out, plain = run(pipe, page, protect_text=True), run(pipe, page)
+
+        def error(rgb):
+            """Of the edges between strokes; their ground is the style's."""
+            grey, wanted = (
+                (x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1) for x in (rgb, page)
+            )
+            return (grey - wanted).diff(dim=-1)[..., 24:36, 14:76].abs().mean()
+
+        assert error(out) < 0.2 * error(plain)
+        assert torch.equal(out[..., 70:, :], plain[..., 70:, :])
+
+    def test_an_empty_mask_is_said(self, pipe, caplog):
+        assert torch.equal(run(pipe, mask_image=torch.zeros(48, 40)), picture())
+        assert "mask_image is empty (0 everywhere): nothing is stylized." in caplog.text
+
+    def test_slerp_and_linear_mixes_differ(self, pipe):
+        mixture = [("stained glass", 0.8), ("neon city at night", 0.2)]
+        assert not torch.equal(run(pipe, prompt=mixture, mix="slerp"), run(pipe, prompt=mixture))
 
     def test_everything_at_once(self, pipe):
         images = [pil(48, 40, mode="RGBA"), pil(33, 17, seed=1, mode="L")]
@@ -740,6 +811,11 @@ class TestErrors:
             ({"structure": 1.1}, "structure is 1.1, wanted"),
             ({"stroke_scale": 0.0}, "stroke_scale is 0.0, wanted a number from 0.1 to 10"),
             ({"stroke_scale": 11.0}, "stroke_scale is 11.0, wanted"),
+            ({"shading": 1.1}, "shading is 1.1, wanted a number from 0 to 1"),
+            ({"feather": -1.0}, "feather is -1.0, wanted a number from 0"),
+            ({"preserve_color": "hue"}, "preserve_color is 'hue', wanted False, True, 'luminance' or 'palette'"),
+            ({"mix": "round", "prompt": [("a", 0.5), ("b", 0.5)]}, "got mode 'round'; wanted 'linear' or 'slerp'"),
+            ({"stroke_scale": 2.0, "output_type": "latent"}, "latents hold strokes of one size only"),
             ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0, wanted at least 1"),
             ({"output_type": "jpg"}, "output_type is 'jpg', wanted one of pil, np, pt, latent"),
             ({"generator": 42}, "generator is a int, wanted a torch.Generator"),

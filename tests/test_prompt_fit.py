@@ -866,3 +866,38 @@ def test_a_fit_that_broke_leaves_no_broken_checkpoint(pipe, photo, tmp_path):
     fit(pipe, photo, checkpoint=checkpoint, **SHORT)
     handle.remove()
     assert same(fit(pipe, photo, checkpoint=checkpoint, **SHORT), fit(pipe, photo, **SHORT))
+
+
+class TestFramesOfAFilm:
+    @staticmethod
+    def frames(count=3, move=1.0):
+        columns = torch.arange(40.0)
+        return [
+            (0.5 + 0.4 * torch.sin((columns - move * t) / 5)).expand(1, 3, 48, 40).contiguous()
+            for t in range(count)
+        ]
+
+    def test_the_terms_are_those_of_the_equations(self, pipe):
+        fitting = prepared(pipe, self.frames(), temporal_weight=7.0)
+        before, results = [], []
+        for content in fitting.contents:
+            terms = fitting.losses(content, seeded(0), before)
+            results.append(fitting.stylize(content).detach())
+            plain = fitting.losses(content, seeded(0))
+            assert torch.allclose(terms["total"], plain["total"] + 7.0 * terms.get("temporal", 0.0))
+        _, c1, c2 = (content.image for content in fitting.contents)
+        y0, y1, y2 = results
+        wanted = ((y2 - y1) - (c2 - c1)).square().mean() + (y2 - 2 * y1 + y0).square().mean()
+        torch.testing.assert_close(terms["temporal"].detach(), wanted)
+        assert len(before) == 3 and not any(y.requires_grad for _, y in before)
+
+    def test_a_film_that_stands_still_costs_nothing(self, pipe):
+        style = fit(pipe, self.frames(move=0.0), temporal_weight=100.0, **SHORT)
+        assert max(style.info["losses"]["temporal"]) < 1e-10
+
+    def test_without_the_weight_pictures_are_on_their_own(self, pipe):
+        assert "temporal" not in fit(pipe, self.frames(), **SHORT).info["losses"]
+
+    def test_pictures_of_several_sizes_are_no_film(self, pipe):
+        with pytest.raises(ValueError, match="have the sizes 32 x 32, 40 x 48, wanted frames of one film"):
+            fit(pipe, [torch.zeros(1, 3, 48, 40), torch.zeros(1, 3, 32, 32)], temporal_weight=1.0)

@@ -34,6 +34,20 @@ def draw_contact_sheet(
     return sheet
 
 
+def draw_grid(pictures: Sequence[tuple[str, Image.Image]], columns: int, cell: int = 192) -> Image.Image:
+    """Pictures row by row, each with its own caption above it."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    strips = [
+        draw_contact_sheet([name for name, _ in row], [[picture for _, picture in row]], cell) for row in rows
+    ]
+    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), _PAPER)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
+
+
 def _shorten(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     text = caption
     while len(text) > 1 and font.getlength(text) > width:

@@ -1,5 +1,6 @@
 """`stylemamba fit`: a prompt and pictures in, a style file out. Leaving it early loses nothing."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,15 +22,25 @@ from .model_options import (
     load_vgg,
 )
 from .output_files import require_output, require_picture_suffix
-from .picture_files import find_pictures, read_picture, write_picture
+from .picture_files import VIDEOS, find_pictures, read_picture, write_picture
 from .stylize import OverwriteOption
 from .terminal import complain, progress_bar, say
+from .video_files import read_key_frames
 
 if TYPE_CHECKING:
     from ..prompt_fit import FitProgress
     from ..style import Style
 
-_SHOWN = ("style", "dir", "md", "so", "vgg", "lpips", "latent")  # terms of the loss in the progress bar
+_SHOWN = (
+    "style",
+    "dir",
+    "md",
+    "so",
+    "vgg",
+    "lpips",
+    "latent",
+    "temporal",
+)  # terms of the loss in the progress bar
 _STOPPING = "stopping after this step (Ctrl-C: at once)"
 
 
@@ -37,7 +48,9 @@ def fit(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The style in words.")],
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", help="Pictures to fit on: files, folders, quoted patterns."),
+        typer.Argument(
+            metavar="IMAGE", help="Pictures to fit on: files, folders, quoted patterns; or one video."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="STYLE", help="The style file to write (.safetensors).")
@@ -70,6 +83,18 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Where progress is kept until the end.", show_default="STYLE.part"),
     ] = None,
+    key_frames: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Of a video: so many frames from its middle.")
+    ] = 3,
+    temporal_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="W",
+            min=0.0,
+            help="How calm a video has to stay.",
+            show_default="1000 for a video, else 0",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     vgg: VggOption = None,
     model: ModelOption = None,
@@ -93,8 +118,14 @@ def fit(
           --vae stabilityai/sd-vae-ft-mse \\
           --text-encoder google/siglip-base-patch16-224
     """
+    videos = [Path(name) for name in images if Path(name).suffix.lower() in VIDEOS and os.path.isfile(name)]
+    if videos and len(images) > 1:
+        raise typer.BadParameter(f"{videos[0]} is a video: fit on one video, or on pictures.")
+    if temporal_weight is None:
+        temporal_weight = 1000.0 if videos else 0.0
     try:
         config = PromptFitConfig(
+            temporal_weight=temporal_weight,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             train=train,
@@ -110,7 +141,7 @@ def fit(
         raise typer.BadParameter(
             "--checkpoint and -o name the same file, wanted two: it is removed at the end."
         )
-    paths = [path for source in images for path in find_pictures(source)]
+    paths = videos or [path for source in images for path in find_pictures(source)]
     require_output(out, overwrite=overwrite)
     require_output(checkpoint, overwrite=True)
     if preview is not None:
@@ -118,7 +149,7 @@ def fit(
         require_output(preview, overwrite=True)
         if preview.resolve() in {path.resolve() for path in paths}:
             raise FileExistsError(f"{preview} is one of the pictures to fit on: give --preview another name.")
-    pictures = [read_picture(path) for path in paths]
+    pictures = read_key_frames(videos[0], key_frames) if videos else [read_picture(path) for path in paths]
 
     import torch
 

@@ -46,8 +46,7 @@ def find_pictures(source: str) -> list[Path]:
     videos = [one for one in found if one.suffix.lower() in VIDEOS]
     if videos:
         raise ValueError(
-            f"{videos[0]} is a video, and this version reads pictures only: take its frames out with ffmpeg -i "
-            f"{videos[0]} frames/%05d.png and give the folder."
+            f"{videos[0]} is a video among pictures: give `stylemamba stylize` one video by itself."
         )
     return found
 

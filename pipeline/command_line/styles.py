@@ -1,4 +1,4 @@
-"""`stylemamba styles`: looks into style files, and mixes them on a picture."""
+"""`stylemamba styles`: the library of styles. Lists, shows, renames and verifies them, and mixes them on a picture."""
 
 import math
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ...weights import bundled_names, bundled_styles
-from .model_options import DeviceOption, DtypeOption, ModelOption, VaeOption, find_style
+from ...weights import bundled_names, bundled_styles, named_styles, thumbnail_of
+from .model_options import DeviceOption, DtypeOption, ModelOption, VaeOption, find_style, load_model
 from .output_files import require_output, require_picture_suffix
-from .picture_files import write_picture
+from .picture_files import read_picture, write_picture
 from .stylize import (
     ImageArgument,
     OutOption,
@@ -29,12 +29,13 @@ _CURVE = 32  # characters
 
 @styles.callback()
 def styles_group() -> None:
-    """Lists, shows and mixes style files.
+    """Lists, shows, mixes, renames and verifies styles.
 
     \b
     Examples:
       stylemamba styles list
       stylemamba styles show glass.safetensors
+      stylemamba styles sheet -o styles.jpg
       stylemamba styles blend photo.jpg glass.safetensors ink.safetensors
     """
 
@@ -45,9 +46,9 @@ def list_styles(
         Path | None, typer.Argument(metavar="FOLDER", show_default="the bundled styles")
     ] = None,
 ) -> None:
-    """Lists the style files of a folder, or the bundled styles.
+    """Lists the style files of a folder, or the named and bundled styles.
 
-    Bundled styles may be named like this wherever a style file is wanted.
+    These may be named like this wherever --style is wanted.
 
     \b
     Examples:
@@ -55,14 +56,11 @@ def list_styles(
       stylemamba styles list my-styles/
     """
     if folder is None:
-        paths = [path for name in bundled_names() for path in bundled_styles(name)]
-        place = "this installation"
-    elif folder.is_dir():
-        paths, place = sorted(folder.glob("*.safetensors")), str(folder)
-    else:
-        raise NotADirectoryError(
-            f"{folder} is not a folder: give one, or `stylemamba styles show` for a file."
-        )
+        table = Table("name", "prompt")
+        for name, prompt in named_styles().items():
+            table.add_row(name, prompt)
+        show_table(table)
+    paths = _style_files(folder)
 
     from ..style import Style, StyleFileError
 
@@ -83,8 +81,8 @@ def list_styles(
         )
     if table.row_count:
         show_table(table)
-    else:
-        say(f"No style file in {place}.")
+    elif folder is not None:
+        say(f"No style file in {folder}.")
 
 
 @styles.command()
@@ -95,7 +93,7 @@ def show(
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Shows what a style file says of itself: prompt, models, settings, losses.
+    """Shows what a style says of itself: prompt, models, settings, losses.
 
     \b
     Examples:
@@ -105,6 +103,13 @@ def show(
     if thumbnail is not None:
         require_picture_suffix(thumbnail)
         require_output(thumbnail, overwrite=overwrite)
+
+    if file in named_styles() and not Path(file).exists():
+        say(f"{file}: {named_styles()[file]}")
+        if thumbnail is not None:
+            write_picture(read_picture(thumbnail_of(file)), thumbnail)
+            say(thumbnail)
+        return
 
     from ..style import Style
 
@@ -142,6 +147,116 @@ def show(
 
 
 @styles.command()
+def sheet(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", show_default="the named and bundled styles")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="FILE", help="The sheet to write (.jpg, .png, .webp, .tif)."),
+    ] = Path("styles.jpg"),
+    columns: Annotated[int, typer.Option(min=1, max=32)] = 6,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Draws the thumbnails of all styles on one contact sheet.
+
+    \b
+    Examples:
+      stylemamba styles sheet
+      stylemamba styles sheet my-styles/ -o my-styles.png
+    """
+    require_picture_suffix(out)
+    require_output(out, overwrite=overwrite)
+    shown = [] if folder else [(name, read_picture(thumbnail_of(name))) for name in named_styles()]
+
+    from ..style import Style, StyleFileError
+    from .contact_sheet import draw_grid
+
+    for path in _style_files(folder):
+        try:
+            style = Style.load(path)
+        except StyleFileError as error:
+            complain(f"Skipped: {error}")
+            continue
+        if style.thumbnail is None:
+            complain(f"Skipped: {path} holds no thumbnail.")
+            continue
+        shown.append((style.info.get("title") or path.stem, style.thumbnail))
+    if not shown:
+        raise FileNotFoundError(f"no style with a thumbnail in {folder}: give another folder.")
+    write_picture(draw_grid(shown, columns), out)
+    say(out)
+
+
+@styles.command()
+def rename(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A style file.")],
+    title: Annotated[str, typer.Argument(metavar="TITLE", help="What lists and model browsers show.")],
+) -> None:
+    """Gives a style file another title. The file keeps its name, and its style.
+
+    \b
+    Examples:
+      stylemamba styles rename glass.safetensors "Cathedral glass, blue"
+    """
+    if not title.strip():
+        raise typer.BadParameter("TITLE is empty, wanted a few words.")
+
+    from ..style import Style
+
+    style = Style.load(file)
+    require_output(file, overwrite=True)
+    style.info["title"] = title.strip()
+    style.save(file)
+    say(f"{file}: {title.strip()}")
+
+
+@styles.command()
+def verify(
+    files: Annotated[list[str], typer.Argument(metavar="STYLE", help="Style files, folders, or names.")],
+    model: ModelOption = None,
+    vae: VaeOption = None,
+) -> None:
+    """Checks that style files are whole and safe to load and, with --model or --vae, that they fit it.
+
+    Exit code 1 if one does not.
+
+    \b
+    Examples:
+      stylemamba styles verify glass.safetensors
+      stylemamba styles verify my-styles/ --vae stabilityai/sd-vae-ft-mse
+    """
+    from ..style import Style, StyleFileError
+
+    paths = [
+        path
+        for name in files
+        for path in (_style_files(Path(name)) if Path(name).is_dir() else [find_style(name)])
+    ]
+    loaded, failed = {}, 0
+    for path in paths:
+        try:
+            loaded[path] = Style.load(path)
+        except StyleFileError as error:
+            complain(f"Error: {error}")
+            failed += 1
+    if (model or vae) and loaded:
+        pipe = load_model(model, vae, None, "cpu", "float32", list(loaded.values()))
+        for path, style in list(loaded.items()):
+            try:
+                pipe.load_style(style, name=str(path))
+            except StyleFileError as error:
+                complain(f"Error: {path}: {error}")
+                failed += 1
+                del loaded[path]
+    for path, style in loaded.items():
+        say(f"{path}: whole, {style.prompt!r}")
+    if failed:
+        complain(f"{failed} of {len(paths)} styles could not be used.")
+        raise typer.Exit(1)
+
+
+@styles.command()
 def blend(
     image: ImageArgument,
     files: Annotated[
@@ -171,6 +286,17 @@ def blend(
         image, style=files, weight=weight, out=out, strength=strength, overwrite=overwrite,
         model=model, vae=vae, device=device, dtype=dtype,
     )  # fmt: skip
+
+
+def _style_files(folder: Path | None) -> list[Path]:
+    """The style files of a folder, or the bundled ones."""
+    if folder is None:
+        return [path for name in bundled_names() for path in bundled_styles(name)]
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder} is not a folder: give one, or `stylemamba styles show` for a file."
+        )
+    return sorted(folder.glob("*.safetensors"))
 
 
 def sparkline(values: list[float]) -> str:

@@ -1,12 +1,15 @@
-"""`stylemamba stylize`: pictures, and prompts or styles, in; picture files out."""
+"""`stylemamba stylize`: pictures or a video, and prompts or styles, in; files out."""
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...weights import named_styles
+from ..presets import PRESETS, preset
 from .model_options import (
     DeviceOption,
     DtypeOption,
@@ -16,19 +19,24 @@ from .model_options import (
     find_style,
     load_model,
 )
-from .output_files import plan_outputs
-from .picture_files import READABLE, find_pictures, read_picture, write_picture
+from .output_files import plan_outputs, require_output
+from .picture_files import READABLE, VIDEOS, find_pictures, read_picture, write_picture
 from .terminal import complain, progress_bar, say, sentence
+from .video_files import plan_video, stylize_video
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..pipeline_stylemamba import StyleMambaPipeline
+    from ..prompts import Prompt
+    from ..style import Style
 
 _TEXT_ENCODER = "google/siglip-base-patch16-224"
+_KEEP, _PLACE = "What is kept", "Where"
 
 ImageArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="A picture, a folder of pictures, or a quoted pattern.")
+    str,
+    typer.Argument(metavar="IMAGE", help="A picture, a folder of pictures, a quoted pattern, or a video."),
 ]
 OutOption = Annotated[
     str | None,
@@ -36,16 +44,24 @@ OutOption = Annotated[
         "-o",
         "--out",
         metavar="OUT",
-        help="A picture file (.png, .jpg, .webp, .tif) for one result, else a folder.",
+        help="A picture file (.png, .jpg, .webp, .tif) or video (.mp4, .mkv, .webm) for one result, else a folder.",
         show_default="the current folder",
     ),
 ]
 WeightOption = Annotated[
     list[float] | None,
-    typer.Option("--weight", metavar="W", help="One for each style, in order.", show_default="equal shares"),
+    typer.Option(
+        "--weight",
+        metavar="W",
+        help="One for each style, or for each prompt: then the prompts are mixed into one.",
+        show_default="equal shares",
+    ),
 ]
 StrengthOption = Annotated[
-    float, typer.Option(min=0.0, max=1.5, help="0 is the autoencoder's reconstruction, 1 the style.")
+    float | None,
+    typer.Option(
+        min=0.0, max=1.5, help="0 is the autoencoder's reconstruction, 1 the style.", show_default="1"
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
@@ -60,26 +76,115 @@ def stylize(
     style: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="A style file, or a bundled style's name; several are mixed by --weight."
+            metavar="STYLE",
+            help="A style file, or a name from `stylemamba styles list`; several are mixed by --weight.",
         ),
     ] = None,
     weight: WeightOption = None,
+    mix: Annotated[
+        str, typer.Option(metavar="linear|slerp", help="How prompts and a style picture are mixed.")
+    ] = "linear",
     style_image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A picture in place of a prompt, or mixed with it half and half."),
     ] = None,
+    preset_name: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="|".join(PRESETS),
+            help="Settings for a task; options beside it come first.",
+        ),
+    ] = None,
+    strength: StrengthOption = None,
+    stroke_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=10.0, help="Size of the strokes, in parts of the picture.", show_default="1"
+        ),
+    ] = None,
+    structure: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="How much of the picture's own edges is put back.",
+            show_default="0",
+            rich_help_panel=_KEEP,
+        ),
+    ] = None,
+    shading: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="How much of the picture's broad light and dark is kept.",
+            show_default="0",
+            rich_help_panel=_KEEP,
+        ),
+    ] = None,
+    preserve_color: Annotated[
+        bool, typer.Option("--preserve-color", help="Keep the picture's colours.", rich_help_panel=_KEEP)
+    ] = False,
+    preserve_palette: Annotated[
+        bool,
+        typer.Option(
+            "--preserve-palette",
+            help="Paint with the picture's colours, wherever the style wants them.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = False,
+    tone_only: Annotated[
+        bool,
+        typer.Option("--tone-only", help="Take the colours of the style, no texture.", rich_help_panel=_KEEP),
+    ] = False,
+    cube: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With one picture: also write the tone as a 3-D table (.cube) for video editors.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="White where to stylize; black stays as it is, to the bit."),
+        typer.Option(
+            metavar="FILE",
+            help="White where to stylize; black stays as it is, to the bit.",
+            rich_help_panel=_PLACE,
+        ),
     ] = None,
-    strength: StrengthOption = 1.0,
-    structure: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="How much of the picture's own edges is put back.")
-    ] = 0.0,
-    stroke_scale: Annotated[float, typer.Option(min=0.1, max=10.0, help="Size of the strokes.")] = 1.0,
-    preserve_color: Annotated[
-        bool, typer.Option("--preserve-color", help="Keep the picture's colours.")
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MASK=STYLE",
+            help="A mask file and what to paint there: a prompt or a style. Later ones lie over earlier ones.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None,
+    feather: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="PX",
+            help="Fade out inside the edge of masks.",
+            show_default="0",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None,
+    protect_text: Annotated[
+        bool, typer.Option("--protect-text", help="Keep text legible.", rich_help_panel=_PLACE)
     ] = False,
+    deflicker: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.95, help="For videos: how much a frame leans on the one before it."),
+    ] = 0.8,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX", help="Work in tiles of this side, for little memory.", show_default="as needed"
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     model: ModelOption = None,
     vae: VaeOption = None,
@@ -87,65 +192,116 @@ def stylize(
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
 ) -> None:
-    """Writes pictures in the style of prompts, style files or a style picture.
+    """Writes pictures or videos in the style of prompts, style files or a style picture.
 
     Results have the size of the picture. In a folder they are called
     <picture>-<style>.png. The pictures themselves are never replaced, other
-    files only with --overwrite.
+    files only with --overwrite. No random numbers are drawn: the same command
+    gives the same result.
 
     \b
     Examples:
-      stylemamba stylize photo.jpg --style glass.safetensors -o glass.png
+      stylemamba stylize photo.jpg --style stained-glass -o glass.png
       stylemamba stylize photos/ "ink drawing" "stained glass" -o out/
-      stylemamba stylize 'photos/**/*.jpg' --style ink.safetensors --weight 0.7 \\
-          --style glass.safetensors --weight 0.3 -o out/
-      stylemamba stylize photo.jpg --style glass.safetensors -o glass.png \\
-          --vae stabilityai/sd-vae-ft-mse
+      stylemamba stylize photo.jpg "ink drawing" "watercolor" \\
+          --weight 0.7 --weight 0.3 -o mixed.png
+      stylemamba stylize photo.jpg -o two.png --feather 8 \\
+          --region sky.png=watercolor --region house.png="stained glass"
+      stylemamba stylize clip.mp4 "ukiyo-e woodblock print" -o print.mp4
+      stylemamba stylize photo.jpg "dark blue tone" --preset cinematic \\
+          --cube tone.cube -o graded.png
     """
     prompts = prompts or []
-    names = style or []
     _require_quoted(prompts)
-    if not (prompts or names or style_image):
-        raise typer.BadParameter("wanted a PROMPT, a --style or a --style-image; got none of them.")
-    weights = _weights(names, weight)
+    if mix not in ("linear", "slerp"):
+        raise typer.BadParameter(f"--mix is {mix!r}, wanted linear or slerp.")
+    if not (prompts or style or style_image or region):
+        raise typer.BadParameter(
+            "wanted a PROMPT, a --style, a --style-image or a --region; got none of them."
+        )
+    if region and (prompts or style or style_image or mask):
+        raise typer.BadParameter(
+            "--region says where and what to paint: leave PROMPT, --style and --mask out."
+        )
+    if preserve_color and preserve_palette:
+        raise typer.BadParameter("--preserve-color and --preserve-palette exclude each other: give one.")
+    settings = _settings(
+        preset_name,
+        strength=strength,
+        stroke_scale=stroke_scale,
+        structure=structure,
+        shading=shading,
+        feather=feather,
+        preserve_color="palette" if preserve_palette else preserve_color or None,
+        tone_only=tone_only or None,
+        protect_text=protect_text or None,
+    )
+    choice = _choose(prompts, style or [], weight)
+    regions = [_read_region(text) for text in region or []]
+
+    sources = [*choice.sources, *([style_image.stem] if style_image else [])]
+    labels = ["regions"] if regions else [" ".join([label, *sources]).strip() for label in choice.labels]
 
     # Whatever may be wrong with a file is found before the minutes that a large model takes to load.
-    pictures = find_pictures(image)
-    sources = [Path(name).stem for name in names] + ([style_image.stem] if style_image else [])
-    labels = [" ".join([prompt, *sources]) for prompt in prompts or [""]]
-    targets = plan_outputs(pictures, labels, out, overwrite)
-    mask_image = None if mask is None else read_picture(mask)
+    if Path(image).suffix.lower() in VIDEOS and os.path.isfile(image):
+        if mask or cube or regions:
+            raise typer.BadParameter("--mask, --region and --cube belong to pictures; got a video.")
+        if len(choice.labels) != 1:
+            raise typer.BadParameter(
+                f"a video takes one style, got {len(choice.labels)}: give one, or mix them by --weight."
+            )
+        plan = plan_video(Path(image), labels[0], out, overwrite)
+    else:
+        plan = None
+        pictures = find_pictures(image)
+        targets = plan_outputs(pictures, labels, out, overwrite)
+        if cube is not None:
+            if len(pictures) * len(labels) != 1 or regions:
+                raise typer.BadParameter(
+                    "--cube holds the tone of one result: give one picture and one style."
+                )
+            if cube.suffix.lower() != ".cube":
+                raise typer.BadParameter(f"--cube {cube} ends in {cube.suffix!r}, wanted .cube.")
+            require_output(cube, overwrite=overwrite)
+    mask_image = None if mask is None else _read_mask(mask)
     style_picture = None if style_image is None else read_picture(style_image)
 
     from ..style import Style
 
-    styles = [Style.load(find_style(name)) for name in names]
-    pipe = load_model(model, vae, text_encoder, device, dtype, styles)
-    for name, loaded in zip(names, styles, strict=True):
-        pipe.load_style(loaded, name=name)
-    if names:
-        pipe.set_styles(names, weights)
-    _require_ability(pipe, bool(prompts), style_image is not None)
-    embeds: list[Tensor | None] = [pipe.encode_prompt(prompt) for prompt in prompts] or [None]
+    files = list(dict.fromkeys([*choice.files, *(r.style for r in regions if r.style)]))
+    styles = {name: Style.load(find_style(name)) for name in files}
+    pipe = load_model(model, vae, text_encoder, device, dtype, list(styles.values()))
+    if tile is not None:
+        pipe.enable_tiling(tile)
+    _load_styles(pipe, styles, choice)
+    _require_ability(
+        pipe,
+        reads_prompts=bool(choice.prompts) or any(r.prompt for r in regions),
+        sees_style=style_image is not None,
+        has_styles=bool(styles),
+    )
+    embeds: list[Tensor | None] = [pipe.encode_prompt(p, mix=mix) for p in choice.prompts] or [None]
+    settings |= {"style_image": style_picture, "mix": mix}
+
+    if plan is not None:
+        stylize_video(pipe, plan, {"prompt_embeds": embeds[0], **settings}, deflicker)
+        return
 
     failed = 0
     with progress_bar() as bar:
-        task = bar.add_task("stylizing", total=len(pictures) * len(embeds))
+        task = bar.add_task("stylizing", total=len(pictures) * len(labels))
         for path in pictures:
             try:
                 picture = read_picture(path)
-                for prompt_embeds in embeds:
-                    result = pipe(
-                        picture,
-                        prompt_embeds=prompt_embeds,
-                        style_image=style_picture,
-                        strength=strength,
-                        structure=structure,
-                        stroke_scale=stroke_scale,
-                        preserve_color=preserve_color,
-                        mask_image=mask_image,
-                    ).images[0]
-                    target = targets[path].pop(0)
+                for number, target in enumerate(targets[path]):
+                    if regions:
+                        result = _paint_regions(pipe, picture, regions, settings)
+                    else:
+                        result = pipe(
+                            picture, prompt_embeds=embeds[number], mask_image=mask_image, **settings
+                        ).images[0]
+                    if cube is not None:
+                        _write_cube(pipe, picture, embeds[number], settings, cube, labels[number], overwrite)
                     write_picture(result, target)
                     say(target)
                     bar.advance(task)
@@ -154,10 +310,115 @@ def stylize(
                     raise
                 failed += 1
                 complain(f"Error: {path}: {sentence(error)}")
-                bar.advance(task, len(targets[path]))
+                bar.advance(task, sum(not target.exists() for target in targets[path]))
     if failed:
         complain(f"{failed} of {len(pictures)} pictures could not be stylized.")
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is to be painted: rows of prompts, or style files with their weights."""
+
+    prompts: list["Prompt"] = field(default_factory=list)
+    files: dict[str, float] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=lambda: [""])
+
+    @property
+    def sources(self) -> list[str]:
+        return [Path(name).stem for name in self.files]
+
+
+def _choose(prompts: list[str], styles: list[str], weights: list[float] | None) -> _Choice:
+    """Prompts, and the names of styles, which stand for a prompt or for a file; `weights` mix the prompts into one, or
+    the files where there are any."""
+    known = named_styles()
+    named = [name for name in styles if name in known and not os.path.exists(name)]
+    files = [name for name in styles if name not in named]
+    if named and files:
+        raise typer.BadParameter(
+            f"{named[0]} is a prompt and {files[0]} a fitted style: mix styles of one kind, or apply one after the other."
+        )
+    if len(set(styles)) != len(styles):
+        raise typer.BadParameter("the same style was given twice: give it once, with a larger --weight.")
+    texts, labels = [*prompts, *(known[name] for name in named)], [*prompts, *named]
+    mixed = files or ((weights or len(named) > 1) and texts) or []
+    if weights and len(weights) != len(mixed):
+        kind = "styles" if files else "prompts and styles"
+        raise typer.BadParameter(
+            f"got {len(mixed)} {kind} and {len(weights)} weights, wanted one --weight for each."
+        )
+    shares = weights or [1 / len(mixed) for _ in mixed]
+    if weights and abs(sum(weights)) < 1e-8:
+        raise typer.BadParameter(f"the weights {weights} sum to 0: wanted something to be left over.")
+    if files:
+        used = {name: share for name, share in zip(files, shares, strict=True) if share}
+        return _Choice(list(prompts), used, prompts or [""])
+    if mixed:
+        pairs = [(text, share) for text, share in zip(texts, shares, strict=True) if share]
+        return _Choice([[pairs]], {}, [" ".join(labels)])
+    return _Choice(texts, {}, labels or [""])
+
+
+def _settings(name: str | None, **given) -> dict:
+    """Those of the preset, with what was asked for beside it."""
+    try:
+        settings = {} if name is None else preset(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return settings | {option: value for option, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Region:
+    mask: Path
+    prompt: str | None
+    style: str | None
+
+
+def _read_region(text: str) -> _Region:
+    mask, equals, what = text.partition("=")
+    if not (mask and equals and what.strip()):
+        raise typer.BadParameter(f"--region {text!r} is not MASK=STYLE, such as sky.png=watercolor.")
+    if what in named_styles() and not os.path.exists(what):
+        return _Region(Path(mask), named_styles()[what], None)
+    is_file = what.endswith(".safetensors") or find_style(what) != Path(what)
+    return _Region(Path(mask), None if is_file else what, what if is_file else None)
+
+
+def _read_mask(path: Path):
+    mask = read_picture(path)
+    if mask.convert("L").getextrema()[1] == 0:
+        raise ValueError(f"{path} is black everywhere: paint the mask white where to stylize.")
+    return mask.convert("L")
+
+
+def _paint_regions(pipe: "StyleMambaPipeline", picture, regions: list[_Region], settings: dict):
+    from ..regions import Region, stylize_regions
+
+    parts = [Region(_read_mask(r.mask), r.prompt, r.style) for r in regions]
+    return stylize_regions(pipe, picture, parts, **settings)[0]
+
+
+def _write_cube(
+    pipe, picture, prompt_embeds, settings: dict, path: Path, title: str, overwrite: bool
+) -> None:
+    from ..images import read_images
+    from ..lut import fit_lut, write_cube
+
+    rgb = read_images(picture)[0].rgb
+    painted = pipe(
+        rgb, prompt_embeds=prompt_embeds, output_type="pt", **{**settings, "tone_only": False}
+    ).images
+    write_cube(fit_lut(rgb, painted.cpu()), path, title or "StyleMamba", overwrite=overwrite)
+    say(path)
+
+
+def _load_styles(pipe: "StyleMambaPipeline", styles: dict[str, "Style"], choice: _Choice) -> None:
+    for name, loaded in styles.items():
+        pipe.load_style(loaded, name=name)
+    if choice.files:
+        pipe.set_styles(list(choice.files), list(choice.files.values()))
 
 
 def _require_quoted(prompts: Iterable[str]) -> None:
@@ -169,19 +430,9 @@ def _require_quoted(prompts: Iterable[str]) -> None:
             )
 
 
-def _weights(names: list[str], weights: list[float] | None) -> list[float]:
-    if len(set(names)) != len(names):
-        raise typer.BadParameter("the same style was given twice: give it once, with a larger --weight.")
-    if not weights:
-        return [1 / len(names) for _ in names]
-    if len(weights) != len(names):
-        raise typer.BadParameter(
-            f"got {len(names)} styles and {len(weights)} weights, wanted one --weight for each style."
-        )
-    return weights
-
-
-def _require_ability(pipe: "StyleMambaPipeline", reads_prompts: bool, sees_style: bool) -> None:
+def _require_ability(
+    pipe: "StyleMambaPipeline", *, reads_prompts: bool, sees_style: bool, has_styles: bool
+) -> None:
     import torch
 
     if reads_prompts and pipe.text_encoder is None:
@@ -194,7 +445,7 @@ def _require_ability(pipe: "StyleMambaPipeline", reads_prompts: bool, sees_style
             f"this model has no image encoder, so it sees no style picture: give a style with --style, or a SigLIP "
             f"checkpoint with --text-encoder {_TEXT_ENCODER}."
         )
-    if not pipe.styles.active:
+    if not has_styles and pipe.style_decoder is None:
         fusion = pipe.fusion
         embeds = torch.ones(1, fusion.config.cond_dim, device=fusion.device, dtype=fusion.dtype)
         latents = torch.rand(1, fusion.config.latent_channels, 8, 8).to(embeds)

@@ -1,0 +1,227 @@
+"""`SaMamPipeline` and `MambaSTPipeline`: the same forms of pictures, the same promises and the same errors as
+`StyleMambaPipeline`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline, StyleMambaPipeline
+from stylemamba.pipeline.controls import luminance
+
+
+def awake(model):
+    """A model that does something: the identity it starts as would hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            if name.startswith("decoder.") and parameter.shape == (3,):
+                parameter.fill_(0.5)  # about the middle of the colours
+    return model.eval()
+
+
+def samam():
+    torch.manual_seed(0)
+    model = SaMam(8, 4, 8, encoder_depth=1, groups=1, group_depth=1, decoder_width=16, d_state=3)
+    return SaMamPipeline(awake(model), style_size=64)
+
+
+def mamba_st():
+    torch.manual_seed(0)
+    return MambaSTPipeline(awake(MambaST(8, 4, encoder_depth=1, depth=1, decoder_width=16, d_state=3)))
+
+
+@pytest.fixture(params=[samam, mamba_st], ids=["samam", "mamba-st"])
+def pipe(request):
+    pipe = request.param()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(height=40, width=32, seed=0):
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def pil(height=40, width=32, seed=0, mode="RGB"):
+    array = (picture(height, width, seed)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    return Image.fromarray(array).convert(mode)
+
+
+STYLE, OTHER = picture(64, 80, 7), picture(48, 48, 8)
+
+
+class TestPictures:
+    @pytest.mark.parametrize("size", [(16, 16), (17, 61), (40, 33)])
+    def test_the_size_stays(self, pipe, size):
+        (image,) = pipe(pil(*size), pil(64, 80, 7)).images
+        assert image.size == size[::-1] and image.mode == "RGB"
+
+    def test_every_form_of_the_picture_gives_the_same(self, pipe):
+        photo = pil()
+        array = np.array(photo)
+        tensor = torch.from_numpy(array).permute(2, 0, 1)[None] / 255
+        wanted = pipe(photo, STYLE, output_type="np").images
+        for form in (array, array[None], tensor, [photo]):
+            np.testing.assert_array_equal(pipe(form, STYLE, output_type="np").images, wanted)
+        assert wanted.shape == (1, 40, 32, 3)
+
+    def test_alpha_and_grey(self, pipe):
+        photo = pil()
+        photo.putalpha(pil(seed=3, mode="L"))
+        (image,) = pipe(photo, STYLE).images
+        assert image.mode == "RGBA" and image.getchannel("A").tobytes() == photo.getchannel("A").tobytes()
+        assert pipe(pil(mode="L"), STYLE).images[0].mode == "RGB"
+
+    def test_a_batch_equals_single_runs(self, pipe):
+        photos = [picture(40, 32, 0), picture(40, 32, 1), picture(24, 40, 2)]
+        batch = pipe(photos, STYLE, output_type="pt").images
+        for photo, result in zip(photos, batch, strict=True):
+            torch.testing.assert_close(pipe(photo, STYLE, output_type="pt").images[0], result)
+
+    def test_the_tuple_is_the_output(self, pipe):
+        assert torch.equal(
+            pipe(picture(), STYLE, output_type="pt", return_dict=False)[0],
+            pipe(picture(), STYLE, output_type="pt").images,
+        )
+
+
+class TestStyles:
+    def run(self, pipe, style, **options):
+        return pipe(picture(), style, output_type="pt", **options).images
+
+    def test_the_style_matters(self, pipe):
+        assert not torch.allclose(self.run(pipe, STYLE), self.run(pipe, OTHER), atol=1e-3)
+
+    def test_one_style_for_each_picture(self, pipe):
+        photos = [picture(seed=0), picture(seed=1)]
+        both = pipe(photos, [STYLE, OTHER], output_type="pt").images
+        for photo, style, result in zip(photos, (STYLE, OTHER), both, strict=True):
+            torch.testing.assert_close(pipe(photo, style, output_type="pt").images[0], result)
+
+    def test_one_picture_in_several_styles(self, pipe):
+        both = self.run(pipe, [STYLE, OTHER])
+        torch.testing.assert_close(both, torch.cat([self.run(pipe, STYLE), self.run(pipe, OTHER)]))
+
+    def test_weights(self, pipe):
+        torch.testing.assert_close(self.run(pipe, [(STYLE, 2.0), (OTHER, 0.0)]), self.run(pipe, STYLE))
+        torch.testing.assert_close(self.run(pipe, [(STYLE, 1), (STYLE, 3)]), self.run(pipe, STYLE))
+        mixed = self.run(pipe, [(STYLE, 0.5), (OTHER, 0.5)])
+        torch.testing.assert_close(mixed, self.run(pipe, [(OTHER, 3), (STYLE, 3)]))
+        assert not torch.allclose(mixed, self.run(pipe, STYLE), atol=1e-3)
+        rows = self.run(pipe, [[(STYLE, 1), (OTHER, 1)], STYLE])
+        torch.testing.assert_close(rows, torch.cat([mixed, self.run(pipe, STYLE)]))
+
+    def test_strength(self, pipe):
+        with torch.no_grad():
+            features = pipe.encode_content(picture())
+            without = pipe.decode(features).clamp(0, 1)
+        assert torch.equal(self.run(pipe, STYLE, strength=0.0), without)
+        assert torch.equal(self.run(pipe, OTHER, strength=0.0), without)
+        distances = [
+            (self.run(pipe, STYLE, strength=strength) - without).abs().mean() for strength in (0.3, 1, 1.5)
+        ]
+        assert distances[0] < distances[1] < distances[2]
+
+    def test_mask(self, pipe):
+        mask = torch.zeros(40, 32)
+        mask[:, 16:] = 1
+        result = self.run(pipe, STYLE, mask_image=mask)
+        assert torch.equal(result[..., :16], picture()[..., :16])
+        assert torch.equal(result[..., 16:], self.run(pipe, STYLE)[..., 16:])
+
+    def test_controls(self, pipe):
+        whole = self.run(pipe, STYLE)
+        kept = self.run(pipe, STYLE, preserve_color=True)
+        chroma = (kept - luminance(kept)) - (picture() - luminance(picture()))
+        inside = ((kept > 0) & (kept < 1)).all(1, keepdim=True).expand_as(kept)
+        assert inside.any() and chroma[inside].abs().max() < 1e-5
+        for option in ({"structure": 1.0}, {"stroke_scale": 2.0}, {"shading": 1.0}, {"tone_only": True}):
+            assert not torch.allclose(self.run(pipe, STYLE, **option), whole, atol=1e-3)
+
+    def test_steps_have_gradients(self, pipe):
+        image = picture().requires_grad_()
+        features = pipe.encode_content(image)
+        pipe.decode(pipe.fuse(features, pipe.encode_style([(STYLE, 1.0)], (40, 32)))).sum().backward()
+        assert image.grad.abs().sum() > 0
+
+
+class TestShuffle:
+    def test_one_seed_is_one_result_alone_and_in_a_batch(self):
+        pipe = mamba_st()
+        photos = [picture(seed=0), picture(seed=1)]
+
+        def run(image, seed):
+            generator = torch.Generator().manual_seed(seed)
+            return pipe(image, STYLE, shuffles=2, generator=generator, output_type="pt").images
+
+        batch = run(photos, 5)
+        torch.testing.assert_close(torch.cat([run(photo, 5) for photo in photos]), batch)
+        assert not torch.allclose(run(photos, 6), batch, atol=1e-4)
+
+    def test_samam_has_nothing_to_shuffle(self):
+        with pytest.raises(ValueError, match="shuffles is 1, wanted 0: SaMamPipeline has no style tokens"):
+            samam()(picture(), STYLE, shuffles=1)
+
+
+class TestWrongInputs:
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"strength": 2}, "strength is 2, wanted a number from 0 to 1.5"),
+            ({"structure": -1}, "structure is -1"),
+            ({"stroke_scale": 0}, "stroke_scale is 0"),
+            ({"feather": -1}, "feather is -1"),
+            ({"preserve_color": "hue"}, "preserve_color is 'hue'"),
+            ({"shuffles": -1}, "shuffles is -1, wanted a whole number"),
+            ({"output_type": "latent"}, "output_type is 'latent', wanted one of pil, np, pt"),
+            ({"generator": 3}, "generator is a int"),
+            ({"style_image": []}, "style_image is an empty list"),
+            ({"style_image": [(STYLE, 1), (OTHER, -1)]}, "wanted none below 0 and one above"),
+            ({"style_image": [(STYLE, 0.0)]}, "wanted none below 0 and one above"),
+            ({"style_image": [(torch.cat([STYLE, STYLE]), 1.0)]}, "a weight stands for 2 style images"),
+            (
+                {"style_image": [STYLE, OTHER], "image": [picture()] * 3},
+                "got 2 style images for 3 pictures, wanted as many",
+            ),
+            ({"image": torch.rand(1, 3, 8, 8)}, "wanted at least 16 px"),
+        ],
+    )
+    def test_the_sentence(self, pipe, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            pipe(**{"image": picture(), "style_image": STYLE, **arguments})
+
+    def test_broken_weights(self, pipe):
+        with torch.no_grad():
+            pipe.model.decoder[0].weight.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match="NaN or infinite values"):
+            pipe(picture(), STYLE)
+
+
+class TestFolders:
+    def test_save_and_load(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = type(pipe).from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(
+            loaded(picture(), STYLE, output_type="pt").images, pipe(picture(), STYLE, output_type="pt").images
+        )
+        assert loaded.config.style_size == pipe.config.style_size
+        module = "samam" if isinstance(pipe, SaMamPipeline) else "mamba_st"
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        assert index["model"] == [f"stylemamba.pipeline.{module}", type(pipe.model).__name__]
+
+    def test_half_precision_files(self, pipe, tmp_path):
+        wanted = pipe(picture(), STYLE, output_type="pt").images
+        pipe.to(dtype=torch.float16).save_pretrained(tmp_path)
+        loaded = type(pipe).from_pretrained(tmp_path, dtype=torch.float32)
+        torch.testing.assert_close(
+            loaded(picture(), STYLE, output_type="pt").images, wanted, atol=0.02, rtol=0
+        )
+
+    def test_a_folder_of_another_pipeline_says_which(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"holds a {type(pipe).__name__}, so load it with"):
+            StyleMambaPipeline.from_pretrained(tmp_path)
