@@ -74,8 +74,8 @@ class AblatedFit(PromptFit):
 
     kept: tuple[str, ...] = ("md", "lpips", "so")
 
-    def losses(self, content, generator: torch.Generator) -> dict[str, Tensor]:
-        terms, config = super().losses(content, generator), self.config
+    def losses(self, *arguments) -> dict[str, Tensor]:
+        terms, config = super().losses(*arguments), self.config
         md, so, lpips = (terms[name] if name in self.kept else 0.0 for name in ("md", "so", "lpips"))
         style = style_loss(terms["dir"], md, so, config.theta, gate_on=terms["dir_unguarded"])
         weight = config.content_weight(self.epoch)

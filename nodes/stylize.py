@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from ..pipeline.presets import PRESETS
 from . import host
 from .host import io
 from .model import default_model
 from .pictures import from_image, from_image_or_video, from_mask, to_image
 from .tiles import run_in_batches
 
-_TILE, _SMALLEST_TILE = 512, 128  # pixels
+_TILE, _SMALLEST_TILE = 768, 192  # pixels
+_NO_PRESET = "none"
 
 
 class StyleMambaStylize(io.ComfyNode):
@@ -59,6 +61,35 @@ class StyleMambaStylize(io.ComfyNode):
                     "model", optional=True,
                     tooltip="From StyleMamba Loader, which keeps it loaded. Without one a bundled model is taken.",
                 ),
+                # Later than the others, and behind them: saved workflows know widgets by their place.
+                io.Combo.Input(
+                    "preset", options=[_NO_PRESET, *PRESETS], default=_NO_PRESET, optional=True,
+                    tooltip="Settings for a task. What you change in the other widgets comes first.",
+                ),
+                io.Float.Input(
+                    "shading", default=0.0, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider, optional=True,
+                    tooltip="How much of the picture's broad light and dark is kept, such as the folds of a garment.",
+                ),
+                io.Boolean.Input(
+                    "preserve_palette", default=False, optional=True,
+                    tooltip="Paints with the colours of the picture, wherever the style wants them.",
+                ),
+                io.Boolean.Input(
+                    "tone_only", default=False, optional=True,
+                    tooltip="Takes the colours of the style and none of its texture, like a colour grade.",
+                ),
+                io.Boolean.Input(
+                    "protect_text", default=False, optional=True, tooltip="Finds text and keeps it legible.",
+                ),
+                io.Float.Input(
+                    "feather", default=0.0, min=0.0, max=500.0, step=1.0, optional=True,
+                    tooltip="Pixels over which the style fades out inside the edge of the mask.",
+                ),
+                io.Float.Input(
+                    "deflicker", default=0.0, min=0.0, max=0.95, step=0.05, display_mode=io.NumberDisplay.slider, optional=True,
+                    tooltip="For the frames of a video: how much each leans on the one before it. 0.8 is calm; 0 leaves every "
+                    "picture on its own.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The stylized pictures, or the frames of the video."),
@@ -71,35 +102,37 @@ class StyleMambaStylize(io.ComfyNode):
     @classmethod
     def execute(
         cls, image, prompt: str, strength: float, structure: float, stroke_scale: float, preserve_color: bool,
-        mask=None, style=None, model=None,
+        mask=None, style=None, model=None, preset: str = _NO_PRESET, shading: float = 0.0, preserve_palette: bool = False,
+        tone_only: bool = False, protect_text: bool = False, feather: float = 0.0, deflicker: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
+        settings = _settings(
+            preset,
+            strength=(strength, 1.0),
+            structure=(structure, 0.0),
+            stroke_scale=(stroke_scale, 1.0),
+            preserve_color=("palette" if preserve_palette else preserve_color, False),
+            shading=(shading, 0.0),
+            tone_only=(tone_only, False),
+            protect_text=(protect_text, False),
+            feather=(feather, 0.0),
+        )
         image, audio, frame_rate = from_image_or_video(image)
         pictures = from_image(image)
         model = model or default_model(style)
         model.to_device(*pictures.shape[-2:])
-        styled = model.styled(style, prompt, strength)
-        stylized = stylize(
-            styled,
-            pictures,
-            structure=structure,
-            stroke_scale=stroke_scale,
-            preserve_color=preserve_color,
-            mask=mask,
-        )
+        styled = model.styled(style, prompt, settings.pop("strength"))
+        stylized = stylize(styled, pictures, mask=mask, deflicker=deflicker, **settings)
         result = to_image(stylized)
         return io.NodeOutput(result, host.video(result, audio, frame_rate))
 
 
 def stylize(
-    styled,
-    pictures: Tensor,
-    *,
-    structure: float = 0.0,
-    stroke_scale: float = 1.0,
-    preserve_color: bool = False,
-    mask=None,
+    styled, pictures: Tensor, *, mask=None, feather: float = 0.0, deflicker: float = 0.0, **settings
 ) -> Tensor:
-    """(B, C, H, W) in [0, 1] with 1, 3 or 4 channels -> the same with 3, or 4 where there was alpha."""
+    """(B, C, H, W) in [0, 1] with 1, 3 or 4 channels -> the same with 3, or 4 where there was alpha. settings: further
+    arguments of the pipeline."""
+    from ..pipeline.deflicker import Deflicker
+    from ..pipeline.masks import feather_mask
     from ..pipeline.style_mixing import composite
 
     def run(part: Tensor) -> Tensor:
@@ -107,19 +140,40 @@ def stylize(
             part.to(styled.model.device),
             prompt_embeds=styled.direction(len(part)),
             strength=styled.strength,
-            structure=structure,
-            stroke_scale=stroke_scale,
-            preserve_color=preserve_color,
             output_type="pt",
+            **settings,
         )
         return result.images.cpu()
 
+    def in_tiles(part: Tensor, side: int) -> Tensor:
+        """Of which each knows the statistics of the whole; the pipeline is this call's own."""
+        styled.pipe.enable_tiling(side)
+        return run(part)
+
     pictures = pictures.cpu()
     progress = host.Progress(len(pictures))
-    stylized = run_in_batches(run, pictures, tile=_TILE, smallest=_SMALLEST_TILE, progress=progress)
+    stylized = run_in_batches(
+        run, pictures, tile=_TILE, smallest=_SMALLEST_TILE, in_tiles=in_tiles, progress=progress
+    )
+    rgb = pictures[:, :3].expand(-1, 3, -1, -1)
+    if deflicker:
+        steady = Deflicker(deflicker)
+        frames = [steady(*frame) for frame in zip(rgb.split(1), stylized[:, :3].split(1), strict=True)]
+        stylized = torch.cat([torch.cat(frames), stylized[:, 3:]], dim=1)
     area = from_mask(mask, len(pictures), pictures.shape[-2:])
     if area is None:
         return stylized
-    # Here and not in the pipeline, which would see only tiles where memory is short.
-    rgb = composite(pictures[:, :3].expand(-1, 3, -1, -1), stylized[:, :3], area.cpu())
-    return torch.cat([rgb, stylized[:, 3:]], dim=1)
+    # After the frames are calm: what no mask covers stays as it was.
+    masked = composite(rgb, stylized[:, :3], feather_mask(area.cpu(), feather))
+    return torch.cat([masked, stylized[:, 3:]], dim=1)
+
+
+def _settings(name: str, **widgets: tuple) -> dict:
+    """Those of the preset, with what was changed beside it; each widget with its value and its default."""
+    from ..pipeline.presets import preset
+
+    chosen = {} if name == _NO_PRESET else preset(name)
+    return {
+        widget: chosen.get(widget, default) if value == default else value
+        for widget, (value, default) in widgets.items()
+    }

@@ -3,7 +3,6 @@
 Knows nothing of pictures or models; `run` maps (B, C, H, W) to (B, C', s H, s W).
 """
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,16 +15,24 @@ _LARGEST_BATCH = 8  # more gains nothing, and the user cannot cancel in between
 
 
 def run_in_batches(
-    run: Run, batch: Tensor, *, tile: int, smallest: int, progress: Callable[[int], None] | None = None
+    run: Run,
+    batch: Tensor,
+    *,
+    tile: int,
+    smallest: int,
+    in_tiles: Callable[[Tensor, int], Tensor] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """`run(batch)`, in as large parts as memory holds. tile, smallest: sides of the tiles to try, when a single one of the
-    batch is too large. progress: called with the number that is done."""
+    batch is too large. in_tiles: how to run in tiles, where `run_in_tiles` is not it. progress: called with the number that
+    is done."""
+    in_tiles = in_tiles or (lambda part, side: run_in_tiles(run, part, side))
     size, side, done = min(len(batch), _LARGEST_BATCH), None, []
     sides = _halves(tile, smallest)
     while len(done) < len(batch):
         part, result = batch[len(done) : len(done) + size], None
         try:
-            result = run(part) if side is None else run_in_tiles(run, part, side)
+            result = run(part) if side is None else in_tiles(part, side)
         except OutOfMemory:
             pass  # out here its traceback, which holds the tensors, is gone
         if result is not None:
@@ -50,34 +57,7 @@ def _halves(largest: int, smallest: int) -> Iterator[int]:
 
 
 def run_in_tiles(run: Run, whole: Tensor, side: int) -> Tensor:
-    """Tiles of `side`, blended over the quarter by which they overlap."""
-    overlap = side // 4
-    total = weight = None
-    for top, left in _corners(*whole.shape[-2:], side, side - overlap):
-        result = run(whole[..., top : top + side, left : left + side])
-        if total is None:
-            scale = result.shape[-1] // min(side, whole.shape[-1])
-            size = [scale * length for length in whole.shape[-2:]]
-            total = result.new_zeros(*result.shape[:2], *size)
-            weight = result.new_zeros(1, 1, *size)
-        height, width = result.shape[-2:]
-        ramps = (_ramp(length, scale * overlap).to(result) for length in (height, width))
-        shape = torch.outer(*ramps)
-        window = (..., slice(scale * top, scale * top + height), slice(scale * left, scale * left + width))
-        total[window] += result * shape
-        weight[window] += shape
-    return total / weight
+    """Tiles of `side` that know nothing of each other, for what has no statistics of the whole."""
+    from ..pipeline.tiles import run_in_tiles
 
-
-def _corners(height: int, width: int, side: int, step: int) -> Iterator[tuple[int, int]]:
-    def starts(length: int) -> list[int]:
-        count = max(1, math.ceil((length - side) / step) + 1)
-        return [min(i * step, max(0, length - side)) for i in range(count)]
-
-    return ((top, left) for top in starts(height) for left in starts(width))
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    """Rises over the overlap at one end and falls at the other; never 0, so that every pixel counts somewhere."""
-    position = torch.arange(1, length + 1, dtype=torch.float32)
-    return torch.minimum(position, position.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
+    return run_in_tiles(run, whole, side, halo=side // 8)

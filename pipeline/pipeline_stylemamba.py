@@ -140,6 +140,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         stroke_scale,
         preserve_color,
         shading,
+        tone_only,
+        protect_text,
         feather,
         mask_image,
         num_images_per_prompt,
@@ -151,10 +153,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> None:
         if image is None and latents is None:
             raise ValueError("image is None, wanted a picture to stylize (or latents=).")
-        if image is None and (preserve_color or structure or shading or mask_image is not None):
+        takes = preserve_color or structure or shading or tone_only or protect_text or mask_image is not None
+        if image is None and takes:
             raise ValueError(
-                "image is None, but preserve_color, structure, shading and mask_image take from the picture: give it beside "
-                "latents."
+                "image is None, but preserve_color, structure, shading, tone_only, protect_text and mask_image take from the "
+                "picture: give it beside latents."
             )
         if latents is not None and latents.ndim != 4:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, wanted (B, C, h, w).")
@@ -327,8 +330,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """
         # 1. Check
         self.check_inputs(
-            image, prompt, style_image, strength, structure, stroke_scale, preserve_color, shading, feather, mask_image,
-            num_images_per_prompt, generator, latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
+            image, prompt, style_image, strength, structure, stroke_scale, preserve_color, shading, tone_only,
+            protect_text, feather, mask_image, num_images_per_prompt, generator, latents, output_type, prompt_embeds, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         self._interrupt = False
         contents = self._contents_of_latents(latents) if image is None else read_images(image)

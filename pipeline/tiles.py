@@ -158,23 +158,25 @@ class _SharedNorm:
         layer.forward = self.forward
 
     def forward(self, x: Tensor, *rest) -> Tensor:
+        """x: (B, C, H, W), or (B, C, N) as attention has it."""
         if self._statistics is None:
             if self.tile is None:  # one pass over the reduced picture
                 self._look(x)
                 self.settle()
             else:
-                self._look(
-                    x[(..., *(_core(span, n) for span, n in zip(self.tile, x.shape[-2:], strict=True)))]
-                )
+                sides = zip(self.tile, x.shape[2:], strict=True) if x.ndim == 4 else ()
+                self._look(x[(..., *(_core(span, count) for span, count in sides))])
                 raise _Reached(self)
         # Normalising is one factor and one offset a channel. Two points that have the wanted statistics tell which, whatever
         # the layer makes of them.
-        mean, deviation = (value.to(x.dtype) for value in self._statistics)
-        low, high = self._own_forward(
-            torch.stack([mean - deviation, mean + deviation], dim=-1)[:, :, None], *rest
-        ).unbind(-1)  # each (B, C, 1)
-        factor = (high - low)[..., None] / (2 * deviation)[..., None, None]
-        return torch.addcmul(low[..., None] - factor * (mean - deviation)[..., None, None], x, factor)
+        mean, deviation = (
+            value.to(x.dtype).view(*value.shape, *[1] * (x.ndim - 2)) for value in self._statistics
+        )
+        low, high = self._own_forward(torch.cat([mean - deviation, mean + deviation], dim=-1), *rest).split(
+            1, -1
+        )
+        factor = (high - low) / (2 * deviation)  # (B, C, 1, 1)
+        return torch.addcmul(low - factor * (mean - deviation), x, factor)
 
     def settle(self) -> None:
         """From what was seen of all tiles: the mean, and the deviation within and between tiles."""
@@ -195,7 +197,7 @@ class _SharedNorm:
         repeats = x.shape[1] // mean.shape[1]
         self._seen.append(
             (
-                x.shape[-2] * x.shape[-1],
+                grouped.shape[-1],
                 mean.repeat_interleave(repeats, dim=1),
                 variance.repeat_interleave(repeats, dim=1),
             )

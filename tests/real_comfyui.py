@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +120,8 @@ class RealComfyUI:
 
     def run(self, prompt: dict, told: Told = lambda kind, data: None) -> Run:
         """Queues a prompt and waits on the websocket until it has ended. told: called with each message."""
-        return asyncio.run(self._run(prompt, told))
+        with ThreadPoolExecutor(1) as thread:  # playwright keeps an event loop of its own in this one
+            return thread.submit(asyncio.run, self._run(prompt, told)).result()
 
     async def _run(self, prompt: dict, told: Told) -> Run:
         import aiohttp  # one of ComfyUI's own requirements
@@ -162,7 +164,8 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
     """A workflow as the page saves it -> the prompt that the page would queue for it.
 
     Widget values are stored by position: in the order of the inputs, and behind a seed or an uploaded picture comes one
-    more, which only the page uses. Notes and muted nodes are left out. Bypassed nodes and subgraphs are not read.
+    more, which only the page uses. Widgets that a node has got since take their defaults. Notes and muted nodes are left
+    out; bypassed nodes and subgraphs are not read.
     """
     links = {link[0]: link for link in workflow["links"]}
     nodes = [node for node in workflow["nodes"] if node["type"] in object_info and node["mode"] != _MUTED]
@@ -174,8 +177,8 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
         for name, (kind, *options) in {**info.get("required", {}), **info.get("optional", {})}.items():
             options = options[0] if options else {}
             if (isinstance(kind, list) or kind in _WIDGETS) and not options.get("forceInput"):
-                inputs[name] = values.pop(0)
-                if options.get("control_after_generate") or options.get("image_upload"):
+                inputs[name] = values.pop(0) if values else options.get("default")
+                if values and (options.get("control_after_generate") or options.get("image_upload")):
                     values.pop(0)
         assert not values, f"{node['type']} has no widgets for {values}"
         for slot in node["inputs"]:

@@ -129,7 +129,8 @@ def open_page(server: RealComfyUI, size: tuple[int, int] = (1600, 1000)) -> Iter
             page.page.evaluate(_LISTEN)
             for name, value in {
                 "Comfy.Minimap.Visible": False,
-                "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,  # text in small graphs, too
+                "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text in small graphs, too
+                "LiteGraph.Canvas.MaximumFps": 5,  # it is drawn without a GPU
             }.items():
                 page.page.evaluate(
                     "([name, value]) => app.extensionManager.setting.set(name, value)", [name, value]

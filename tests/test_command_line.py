@@ -468,6 +468,21 @@ def test_fit(here):
     assert same(Style.load("s.safetensors"), expected)
 
 
+def test_fit_on_a_video_holds_its_frames_calm(here):
+    a_clip(count=5)
+    options = ("--epochs", 1, "--train", "fusion", "--model", "model")
+    run("fit", "stained glass", "clip.mp4", "-o", "film.safetensors", "--key-frames", 2, *options)
+    info = Style.load("film.safetensors").info
+    assert info["config"]["temporal_weight"] == 1000 and len(info["losses"]["temporal"]) == 1
+    run("fit", "stained glass", "photo.png", "-o", "still.safetensors", *options)
+    assert "temporal" not in Style.load("still.safetensors").info["losses"]
+    assert "fit on one video" in run(
+        "fit", "a", "clip.mp4", "photo.png", "-o", "x.safetensors", *options, code=2
+    )
+    Path("clip.mp4").write_bytes(b"no video")
+    assert "cannot be read as a video" in run("fit", "a", "clip.mp4", "-o", "x.safetensors", *options, code=1)
+
+
 def test_fit_of_parts_with_the_bundled_autoencoder_and_a_vgg(here, bundled):
     run(
         "fit",

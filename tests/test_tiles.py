@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.pipeline_stylemamba import TILE_HALO
 from stylemamba.pipeline.tiles import SharedStatistics, run_in_tiles, spans
+
+_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 
 
 def random(*shape, seed=0):
@@ -115,6 +117,24 @@ class TestSharedStatistics:
         view.load_state_dict(network.state_dict())
         SharedStatistics(view).measure(view, latents, 40, 4)
         torch.testing.assert_close(run_in_tiles(view, latents, 40, 4), expected, rtol=1e-3, atol=1e-3)
+
+    def test_attention_has_one_axis_for_both(self):
+        vae, photo = (
+            AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=2, **_BLOCKS).eval(),
+            random(1, 3, 64, 96),
+        )
+        shared = copy.deepcopy(vae)
+        with torch.no_grad():
+            SharedStatistics(shared).measure(
+                lambda part: shared.encode(part).latent_dist.mode(), photo, 96, 8, 2
+            )
+            # of the whole picture they are those that it has itself
+            torch.testing.assert_close(
+                shared.encode(photo).latent_dist.mode(),
+                vae.encode(photo).latent_dist.mode(),
+                rtol=1e-3,
+                atol=1e-3,
+            )
 
     def test_many_layers_take_the_reduced_picture(self):
         layers = [module for _ in range(20) for module in (nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4))]
