@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from real_comfyui import WORKFLOWS, RealComfyUI, nodes_of, read_workflow, to_api
 from real_comfyui_page import open_page
 
-PHOTO, SIDE = "dandelion-field", 768
+PHOTO, SIDE = "astronaut-portrait", 768
 THUMBNAIL = (512, 512)
 NEEDS_A_CHECKPOINT = "3-fuse-before-ksampler"
 

@@ -32,7 +32,7 @@ _NODES = """() => app.graph.nodes.map(node => ({
   files: app.nodeOutputs[node.id]?.images ?? [],
 }))"""
 # Every node that was given pictures has them on the screen.
-_SHOWN = """() => app.graph.nodes.every(node => {
+_SHOWN = """() => app.canvas.setDirty(true, true) ?? app.graph.nodes.every(node => {
   const given = app.nodeOutputs[node.id]?.images?.length ?? 0;
   return !given || node.videoContainer?.querySelector("video")?.videoWidth
     || (node.imgs?.length == given && node.imgs.every(picture => picture.complete && picture.naturalWidth));

@@ -367,7 +367,8 @@ def test_stylize_a_video(here):
     assert len(frames) == 4 and frames[0].shape == (48, 40, 3)
     expected = np.array(StyleMambaPipeline.from_pretrained("model")(a_photo(), "stained glass").images[0])
     for frame in frames:
-        assert np.abs(frame.mean(-1) - expected.mean(-1)).mean() < 4  # colours are stored at half size
+        away, changed = (np.abs(frame.mean(-1) - p.mean(-1)).mean() for p in (expected, np.array(a_photo())))
+        assert away < changed / 4
     run("stylize", "clip.mp4", "--style", "glass.safetensors", "--model", "model")
     assert files() == {"clip.mp4", "out.mp4", "clip-glass.mp4"}
 

@@ -46,9 +46,9 @@ def test_nothing_found(tmp_path, name, reason):
         find_pictures(str(tmp_path / name))
 
 
-def test_a_video_is_told_how_to_become_pictures(tmp_path):
+def test_a_video_is_no_picture(tmp_path):
     (tmp_path / "clip.MP4").touch()
-    with pytest.raises(ValueError, match="ffmpeg -i .*clip.MP4"):
+    with pytest.raises(ValueError, match="clip.MP4 is a video among pictures: give .* one video by itself"):
         find_pictures(str(tmp_path / "clip.MP4"))
 
 

@@ -13,7 +13,7 @@ from stylemamba.pipeline.selective_scan import selective_scan_ref
 
 TINY = {
     "embed_dim": 8,
-    "style_dim": 8,
+    "style_dim": 16,
     "encoder_depth": 1,
     "groups": 1,
     "group_depth": 2,
@@ -46,10 +46,10 @@ def pictures(count, height, width, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def train(module, loss, steps=200):
+def train(module, loss, steps=200, lr=1e-2):
     """The names of those parameters that Adam never moved."""
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         loss().backward()
@@ -66,7 +66,7 @@ class TestStart:
     def test_a_new_model_passes_on_the_patches_of_the_content(self):
         model, content = tiny(), pictures(2, 32, 24)
         features = model.encode_content(content)
-        assert torch.equal(features, model.content_encoder.patch_embed(content))
+        assert torch.equal(features, model.content_encoder.patch_embed(content * 2 - 1))
         assert torch.equal(model.fuse(features, model.encode_style(pictures(2, 64, 64, 1))), features)
 
     def test_m2_with_zero_embedders_the_public_formulas_halve(self):
@@ -93,7 +93,7 @@ class TestStart:
     def test_every_parameter_of_a_model_learns(self):
         model = tiny().train()
         content, style, wanted = pictures(2, 16, 16), pictures(2, 64, 64, 1), pictures(2, 16, 16, 2)
-        assert train(model, lambda: F.mse_loss(model(content, style), wanted), steps=40) == []
+        assert train(model, lambda: F.mse_loss(model(content, style), wanted), steps=40, lr=2e-3) == []
 
     @pytest.mark.parametrize("patch_size, count", [(8, 19_772_007), (4, 20_140_775)])
     @pytest.mark.parametrize("compat", [True, False])

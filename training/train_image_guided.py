@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--crop", type=int, default=160)
+    parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--judged", type=int, default=2, help="pictures of a batch that the losses see")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
