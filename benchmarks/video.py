@@ -57,7 +57,7 @@ def main() -> None:
     options.add_argument("--side", type=int, default=320)
     options.add_argument("--frames", type=int, default=12)
     options.add_argument("--step", type=float, nargs=2, default=(0.7, 1.6), help="camera motion: down, right")
-    options.add_argument("--deflicker", type=float, default=0.8)
+    options.add_argument("--deflicker", type=float, default=0.9)
     options.add_argument("--json", type=Path, help="also write the numbers there")
     given = options.parse_args()
     step = tuple(given.step)

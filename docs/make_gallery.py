@@ -214,7 +214,7 @@ def video(pipe, inputs) -> Pictures:
     def paint(frame):
         return pipe(frame, "a painting by Vincent van Gogh", output_type="pt").images
 
-    frames = list(stylize_frames(paint, inputs.pan(4), deflicker=0.8))
+    frames = list(stylize_frames(paint, inputs.pan(4), deflicker=0.9))
     pixels = [(frame[0] * 255).round().byte().permute(1, 2, 0).numpy() for frame in frames]
     return {f"frame {index}": Image.fromarray(frame) for index, frame in enumerate(pixels)}
 

@@ -87,7 +87,7 @@ class StyleMambaStylize(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "deflicker", default=0.0, min=0.0, max=0.95, step=0.05, display_mode=io.NumberDisplay.slider, optional=True,
-                    tooltip="For the frames of a video: how much each leans on the one before it. 0.8 is calm; 0 leaves every "
+                    tooltip="For the frames of a video: how much each leans on the one before it. 0.9 is calm; 0 leaves every "
                     "picture on its own.",
                 ),
             ],

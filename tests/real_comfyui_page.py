@@ -44,7 +44,7 @@ class Page:
         self.page = page
         self.complaints: list[str] = []  # what the console was told of as an error, with its place
         page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error.stack or error}"))
 
     def _hear(self, message) -> None:
         if message.type == "error":

@@ -178,7 +178,7 @@ def stylize(
     deflicker: Annotated[
         float,
         typer.Option(min=0.0, max=0.95, help="For videos: how much a frame leans on the one before it."),
-    ] = 0.8,
+    ] = 0.9,
     tile: Annotated[
         int | None,
         typer.Option(
