@@ -211,10 +211,9 @@ def video(pipe, inputs) -> Pictures:
     """**Video.** `stylemamba stylize clip.mp4 "..." -o out.mp4` keeps sound, times and size. Each frame leans on the one
     before it, carried along by the motion. Four frames of a camera that moves:"""
 
-    def paint(frame):
-        return pipe(frame, "a painting by Vincent van Gogh", output_type="pt").images
-
-    frames = list(stylize_frames(paint, inputs.pan(4), deflicker=0.9))
+    settings = {"prompt": "a painting by Vincent van Gogh", "output_type": "pt"}
+    film = stylize_frames(lambda frame: pipe(frame, **settings).images, inputs.pan(4), deflicker=0.9)
+    frames = list(film)
     pixels = [(frame[0] * 255).round().byte().permute(1, 2, 0).numpy() for frame in frames]
     return {f"frame {index}": Image.fromarray(frame) for index, frame in enumerate(pixels)}
 
