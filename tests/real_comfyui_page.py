@@ -43,6 +43,7 @@ class Page:
     def __init__(self, page) -> None:
         self.page = page
         self.complaints: list[str] = []  # what the console was told of as an error, with its place
+        self.opened = 0  # complaints before the page was there
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error.stack or error}"))
 
@@ -51,10 +52,9 @@ class Page:
             self.complaints.append(f"{message.text} ({message.location.get('url', '')})")
 
     def of_ours(self) -> list[str]:
-        """Complaints that have to do with this pack; the page has some of its own, as of files that nobody made."""
-        return [
-            text for text in self.complaints if "stylemamba" in text.lower() or text.startswith("uncaught")
-        ]
+        """Complaints that name this pack, and what went wrong once the page was there; before, it has some of its own."""
+        named = [text for text in self.complaints if "stylemamba" in text.lower()]
+        return named + [text for text in self.complaints[self.opened :] if text.startswith("uncaught")]
 
     def command(self, name: str) -> None:
         self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
@@ -135,6 +135,7 @@ def open_page(server: RealComfyUI, size: tuple[int, int] = (1600, 1000)) -> Iter
                 page.page.evaluate(
                     "([name, value]) => app.extensionManager.setting.set(name, value)", [name, value]
                 )
+            page.opened = len(page.complaints)
             yield page
         finally:
             browser.close()
