@@ -176,7 +176,7 @@ class TestTower:
     def test_learns_and_a_stopped_run_goes_on_from_where_it_was(self, wordings, tokenizer, tmp_path):
         words = {word: torch.randn(32) for w in wordings for word in w.text.split()}
         vectors = {w.text: F.normalize(sum(words[x] for x in w.text.split()), dim=-1) for w in wordings}
-        rows = training.lesson(wordings, vectors, captions=3)
+        rows = training.lesson(wordings, vectors, certain=3)
         tower = new_tower(tokenizer)
         losses = training.train(
             tower, tokenizer, rows, tmp_path, minutes=60, lr=3e-3, batch=16, max_steps=150
@@ -231,4 +231,4 @@ def test_one_command_writes_the_space_the_captions_and_a_tower_that_the_package_
     assert tower.dtype == torch.float16
     encoder = SiglipEncoder(tower.float(), AutoTokenizer.from_pretrained(out / "tower" / "tokenizer"))
     assert encoder.embed_texts(["a cat in stained glass"]).shape == (1, training.WIDTH)
-    assert "1 held-out captions" in capsys.readouterr().out
+    assert "1 held-out texts" in capsys.readouterr().out
