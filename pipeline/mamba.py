@@ -34,7 +34,9 @@ from .scan_orders import scan_orders
 from .selective_scan import numba_obstacle, selective_scan
 from .ssd_scan import ssd_scan
 
-_PIECE = 2048  # tokens of a long sequence that go through a mixer at once, where that gives the same result
+# A long sequence goes through a mixer in pieces of so many tokens, where that gives the same result; long is what makes
+# blocks of so many bytes. glibc gives those back to the system each time, and to ask for them anew costs as much as the work.
+_PIECE, _LONG = 2048, 2**25
 
 
 @cache
@@ -212,6 +214,7 @@ class MambaMixer(nn.Module):
     def _can_stream(self, x: Tensor) -> bool:
         return (
             x.shape[1] > _PIECE
+            and len(x) * x.shape[1] * self.d_inner * x.element_size() >= _LONG
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and isinstance(self.conv, CausalConv)

@@ -108,6 +108,7 @@ class Page:
         """Presses Run and waits until all results are shown -> how it ended, number of previews."""
         self.press_run()
         self.page.wait_for_function("() => seen.end", timeout=_RUN)
+        self.fit()  # what is out of view is not drawn, and its pictures are not loaded
         self.page.wait_for_function(_SHOWN, timeout=_CLICK)
         seen = self.page.evaluate("() => seen")
         return seen["end"], seen["previews"]
