@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from stylemamba import PromptFitConfig, StyleMambaPipeline, score
@@ -71,6 +72,11 @@ def in_styles(pipe, photo, *styles) -> torch.Tensor:
     result = run(pipe, photo)
     pipe.unload_styles()
     return result
+
+
+def load_latent(server, done, node: str) -> torch.Tensor:
+    (file,) = done.outputs[node]["latents"]
+    return load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
 
 
 def write_checkpoint(path: Path) -> None:
@@ -211,37 +217,32 @@ class TestWorkflows:
         assert_close([second], read_images(first)[0].rgb)
 
     def test_fuse_before_ksampler(self, server, prompt):
-        """With a checkpoint of the true shape whose UNet predicts no noise: the sampler then leaves what it is given,
-        but for the noise of its first step, which is little where it is asked for a hundredth of the way."""
+        """With a checkpoint of the true shape whose UNet predicts no noise. The sampler then gives back what Fuse wrote,
+        plus sigma times the noise of the seed, in the scale of the model: 0.18215 of the host's latents."""
         write_checkpoint(server.base / "models" / "checkpoints" / "v1-5-pruned-emaonly-fp16.safetensors")
         asked = prompt("3-fuse-before-ksampler")
-        ((scale,), (fit_node,), (fuse,), (sampler,), (decode,)) = (
+        ((scale,), (fit_node,), (fuse,), (sampler,)) = (
             nodes_of(asked, kind)
-            for kind in (
-                "ImageScaleToTotalPixels",
-                "StyleMambaPromptFit",
-                "StyleMambaFuse",
-                "KSampler",
-                "VAEDecode",
-            )
+            for kind in ("ImageScaleToTotalPixels", "StyleMambaPromptFit", "StyleMambaFuse", "KSampler")
         )
         asked[scale]["inputs"]["megapixels"] = 0.01
         asked[fit_node]["inputs"]["epochs"] = 1
         asked[sampler]["inputs"].update(steps=1, denoise=0.01)
-        asked["given"] = {
-            "class_type": "VAEDecode",
-            "inputs": {**asked[decode]["inputs"], "samples": [fuse, 0]},
-        }
-        asked["show"] = {"class_type": "PreviewImage", "inputs": {"images": ["given", 0]}}
+        for name, node in (("given", fuse), ("sampled", sampler)):
+            inputs = {"samples": [node, 0], "filename_prefix": name}
+            asked[name] = {"class_type": "SaveLatent", "inputs": inputs}
         done = server.run(asked)
         assert done.end == "execution_success", done.messages[-1]
-        (given,), (sampled,) = (
-            server.pictures(done, "show"),
-            server.pictures(done, *nodes_of(asked, "SaveImage")),
-        )
-        given, sampled = (read_images(picture.convert("RGB"))[0].rgb for picture in (given, sampled))
-        assert given.shape == sampled.shape == (1, 3, 96, 96) and given.std() > 0.01
-        assert 0 < (given - sampled).abs().mean() < 0.1 * given.std()
+
+        given, sampled = (load_latent(server, done, name) for name in ("given", "sampled"))
+        assert given.shape == (1, 4, 13, 13) and given.std() > 1e-3  # of 102 px, padded to 104
+        noise = torch.randn(given.shape, generator=torch.manual_seed(asked[sampler]["inputs"]["seed"]))
+        added = (sampled - given) * 0.18215
+        sigma = (added * noise).sum() / noise.square().sum()
+        assert 0.01 < sigma < 0.1
+        torch.testing.assert_close(added, sigma * noise, atol=1e-4, rtol=0)
+        (picture,) = server.pictures(done, *nodes_of(asked, "SaveImage"))
+        assert picture.size == (104, 104)
 
     def test_two_styles_by_mask(self, server, prompt, pipe, photo):
         asked = prompt("4-two-styles-by-mask")
