@@ -255,6 +255,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     def decode(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped."""
+        if strength > 1 and self.style_decoder is not None:
+            # It goes no further than its style: what it changes of the plain picture is exaggerated.
+            plain, painted = (self.decode(latents, prompt_embeds, part) for part in (0.0, 1.0))
+            return torch.lerp(plain, painted, strength)
         latents = latents.to(self.vae.dtype)
         if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
             prompt_embeds = self.styles.prompt_embeds().to(latents.device)
@@ -370,21 +374,16 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
                     else:
                         work, z = rgb, latents[members].to(self._execution_device, self.vae.dtype)
                     self._require_finite(z, "encoding the picture")
-                    # A decoder that paints goes no further than its style; what it changed is exaggerated below.
-                    applied = strength if self.style_decoder is None else min(strength, 1.0)
-                    fused = self.fuse(z, cond, applied)  # (B, C, h, w)
+                    fused = self.fuse(z, cond, strength)  # (B, C, h, w)
                     self._require_finite(fused, "fusing the style")
                     if callback_on_step_end is not None:
                         given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
                         fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
                     step += 1
                     if output_type != "latent":
-                        painted = self.decode(fused, cond, applied)  # (B, 3, H', W')
+                        painted = self.decode(fused, cond, strength)  # (B, 3, H', W')
                         self._require_finite(painted, "decoding")
-                        painted = painted[..., : size[0], : size[1]]
-                        if strength > applied:
-                            painted = torch.lerp(work, painted, strength)
-                        painted = painted.clamp_(0, 1)
+                        painted = painted[..., : size[0], : size[1]].clamp_(0, 1)
                         stylized = painted if stylized is None else add_fine_strokes(stylized, painted)
                     bar.update()
                 if output_type == "latent":

@@ -604,6 +604,15 @@ class TestControls:
             (kept - light[2])[inside.expand_as(kept)], (image - light[0])[inside.expand_as(kept)], atol=1e-5
         )
 
+    def test_above_one_a_decoder_that_paints_is_exaggerated(self):
+        pipe = StyleMambaPipeline.from_pretrained("tiny", dtype=torch.float32)
+        embeds = pipe.encode_prompt("ukiyo-e woodblock print")
+        with torch.no_grad():
+            fused = pipe.fuse(pipe.encode_image(picture()), embeds)
+            plain, painted, more = (pipe.decode(fused, embeds, s) for s in (0.0, 1.0, 1.4))
+        assert (painted - plain).abs().mean() > 0.02
+        assert_close(more - plain, 1.4 * (painted - plain), atol=1e-5)
+
     def test_structure_moves_towards_the_photo(self, pipe):
         image = picture() * 0.4 + 0.3
 

@@ -41,6 +41,10 @@ def main() -> None:
         **json.loads((args.runs / "image_encoder" / "logits.json").read_text(encoding="utf-8")),
     )
     pipe.to(torch.float16).save_pretrained(args.out)
+    for file in args.out.glob("*/config.json"):  # not the folders of the machine it was trained on
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     files = sorted(args.out.rglob("*.safetensors"))
     for file in files:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
