@@ -10,7 +10,27 @@ from torch import Tensor
 
 # Strokes are as large as in a picture of this side, whatever the size of the picture: the size that styles are fitted at.
 REFERENCE_SIDE = 512
+COLORS = (False, True, "luminance", "palette")  # values of preserve_color
+RANGES = {
+    "strength": (0.0, 1.5),
+    "structure": (0.0, 1.0),
+    "stroke_scale": (0.1, 10.0),
+    "shading": (0.0, 1.0),
+    "feather": (0.0, 1000.0),
+}
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
+
+
+def check_controls(preserve_color: bool | str, **numbers: float) -> None:
+    """Of every pipeline alike. numbers: some of RANGES, by name."""
+    for name, value in numbers.items():
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
+    if preserve_color not in COLORS:
+        raise ValueError(
+            f"preserve_color is {preserve_color!r}, wanted False, True, 'luminance' or 'palette'."
+        )
 
 
 def luminance(rgb: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ from .lut import apply_lut, fit_lut
 from .masks import find_text, text_size
 from .style_mixing import composite
 
-COLORS = (False, True, "luminance", "palette")  # values of preserve_color
-
 
 def finish(
     painted: Tensor,

@@ -12,8 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .controls import add_fine_strokes, resize, stroke_size
-from .finishing import COLORS, finish
+from .controls import add_fine_strokes, check_controls, resize, stroke_size
+from .finishing import finish
 from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask
 from .loading import PretrainedLoading
 from .mamba_st import MambaST
@@ -59,19 +59,14 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         generator,
         output_type,
     ) -> None:
-        for name, value, low, high in (
-            ("strength", strength, 0.0, 1.5),
-            ("structure", structure, 0.0, 1.0),
-            ("stroke_scale", stroke_scale, 0.1, 10.0),
-            ("shading", shading, 0.0, 1.0),
-            ("feather", feather, 0.0, 1000.0),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
-        if preserve_color not in COLORS:
-            raise ValueError(
-                f"preserve_color is {preserve_color!r}, wanted False, True, 'luminance' or 'palette'."
-            )
+        check_controls(
+            preserve_color,
+            strength=strength,
+            structure=structure,
+            stroke_scale=stroke_scale,
+            shading=shading,
+            feather=feather,
+        )
         if type(shuffles) is not int or shuffles < 0:
             raise ValueError(f"shuffles is {shuffles!r:.40}, wanted a whole number from 0 on.")
         if shuffles and not self._has_tokens_to_shuffle:

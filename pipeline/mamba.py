@@ -92,6 +92,29 @@ class CausalConv(nn.Conv1d):
         return y.mT.unflatten(2, (paths, -1))  # (B, L, K, D)
 
 
+@torch.no_grad()
+def init_scan(
+    x_proj: Tensor, dt_proj: Tensor | None, dt_bias: Tensor | None, A_log: Tensor | None, D: Tensor | None
+) -> None:
+    """Mamba's initialisation of what a scan has; None for what it lacks, or begins otherwise."""
+    for projection in (x_proj, dt_proj):
+        if projection is not None:  # as nn.Linear's
+            nn.init.uniform_(projection, -(projection.shape[-1] ** -0.5), projection.shape[-1] ** -0.5)
+    if A_log is not None:
+        A_log.copy_(torch.arange(1, A_log.shape[-1] + 1).log().expand_as(A_log))
+    if dt_bias is not None:
+        init_step_bias(dt_bias)
+    if D is not None:
+        nn.init.ones_(D)
+
+
+@torch.no_grad()
+def init_step_bias(dt_bias: Tensor) -> None:
+    """Delta starts log-uniform between 1e-3 and 1e-1, and the bias is what softplus maps to it."""
+    dt = torch.empty_like(dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
 def _linear_by_path(x: Tensor, weight: Tensor) -> Tensor:
     """Each path by its own matrix: x (B, L, K, in) and weight (K, out, in) to (B, L, K, out)."""
     if len(weight) == 1:
@@ -164,16 +187,12 @@ class MambaMixer(nn.Module):
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
         """Mamba's and Mamba-2's initialisation; a model-wide re-initialisation that touches these parameters must call this after."""
-        nn.init.uniform_(self.x_proj, -(self.d_inner**-0.5), self.d_inner**-0.5)  # as nn.Linear's
         if self.ssm == "mamba":
-            nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
+            init_scan(self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
         else:
+            init_scan(self.x_proj, None, None, None, self.D)
             self.A_log.uniform_(1, 16).log_()
-        # Delta starts log-uniform between 1e-3 and 1e-1, and the bias is what softplus maps to it.
-        dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        nn.init.ones_(self.D)
+            init_step_bias(self.dt_bias)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.dim() != 3 or x.shape[1] != height * width or x.shape[2] != self.in_proj.in_features:

@@ -7,12 +7,10 @@ It is the scan of `mamba.MambaMixer` with three doors that a style may come in b
 D (`decay`).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from .mamba import linear
+from .mamba import init_scan, linear
 from .scan_orders import scan_orders
 from .selective_scan import selective_scan
 
@@ -36,18 +34,10 @@ class PathScan(nn.Module):
         self.D = nn.Parameter(torch.empty(paths, d_inner)) if own_decay else None
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Mamba's initialisation. A re-initialisation of a whole model must leave these parameters out: Xavier's makes
         every state forget within two tokens."""
-        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
-        nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        # Delta starts log-uniform between 1e-3 and 1e-1, and the bias is what softplus maps to it.
-        dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        if self.A_log is not None:
-            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
-            nn.init.ones_(self.D)
+        init_scan(self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
 
     def forward(
         self, u: Tensor, reader: Tensor | None = None, decay: tuple[Tensor, Tensor] | None = None

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .controls import add_fine_strokes, resize, stroke_size
-from .finishing import COLORS, finish
+from .controls import add_fine_strokes, check_controls, resize, stroke_size
+from .finishing import finish
 from .fit_config import PromptFitConfig
 from .fusion import StyleFusion
 from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask, stack
@@ -175,19 +175,14 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             )
         if prompt is not None and prompt_embeds is not None:
             raise ValueError("both prompt and prompt_embeds were given, wanted one of them.")
-        for name, value, low, high in (
-            ("strength", strength, 0.0, 1.5),
-            ("structure", structure, 0.0, 1.0),
-            ("stroke_scale", stroke_scale, 0.1, 10.0),
-            ("shading", shading, 0.0, 1.0),
-            ("feather", feather, 0.0, 1000.0),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
-        if preserve_color not in COLORS:
-            raise ValueError(
-                f"preserve_color is {preserve_color!r}, wanted False, True, 'luminance' or 'palette'."
-            )
+        check_controls(
+            preserve_color,
+            strength=strength,
+            structure=structure,
+            stroke_scale=stroke_scale,
+            shading=shading,
+            feather=feather,
+        )
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, wanted at least 1.")
         if output_type not in OUTPUT_TYPES:
