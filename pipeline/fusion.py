@@ -8,6 +8,7 @@ E width of the text embedding.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -124,14 +125,19 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, height: int, width: int) -> Tensor:
         modulation = self.ada_ln(cond)[:, None].chunk(len(self.names), dim=-1)  # each (B, 1, d)
+        if not isinstance(self.mixer, MambaMixer):
+            return self._fuse(x, lambda tokens: self.mixer(tokens, cond), modulation)  # (B, L, d)
+        piece = self.mixer.piece(x)
+        if piece >= x.shape[1]:
+            return self._fuse(x, lambda tokens: self.mixer(tokens, height, width), modulation)  # (B, L, d)
+        mix, fused = self.mixer.stream(), torch.empty_like(x)
+        for part, place in zip(x.split(piece, 1), fused.split(piece, 1), strict=True):
+            place.copy_(self._fuse(part, mix, modulation))
+        return fused  # (B, L, d)
 
-        def mix(tokens: Tensor) -> Tensor:
-            if isinstance(self.mixer, MambaMixer):
-                return self.mixer(tokens, height, width)
-            return self.mixer(tokens, cond)
-
+    def _fuse(self, x: Tensor, mix: Callable[[Tensor], Tensor], modulation: tuple[Tensor, ...]) -> Tensor:
         m = eq1_reading(self.reading, x, mix, self.mlp, **dict(zip(self.names, modulation, strict=True)))
-        return m if self.out is None else x + self.out(m)  # (B, L, d)
+        return m if self.out is None else x + self.out(m)
 
 
 class StyleFusion(ModelMixin, ConfigMixin):

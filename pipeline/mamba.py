@@ -34,9 +34,7 @@ from .scan_orders import scan_orders
 from .selective_scan import numba_obstacle, selective_scan
 from .ssd_scan import ssd_scan
 
-# A long sequence goes through a mixer in pieces of so many tokens, where that gives the same result; long is what makes
-# blocks of so many bytes. glibc gives those back to the system each time, and to ask for them anew costs as much as the work.
-_PIECE, _LONG = 2048, 2**25
+_PIECE = 2**22  # bytes of an array of the scan, of which a handful then fit into the cache
 
 
 @cache
@@ -200,8 +198,6 @@ class MambaMixer(nn.Module):
                 f"x is {tuple(x.shape)}, wanted (B, height * width, d_model) = "
                 f"(B, {height * width}, {self.in_proj.in_features}); pass the size of the token grid, not of the image."
             )
-        if self._can_stream(x):
-            return self._stream(x)
         orders, inverses = scan_orders(self.scan_order, height, width, x.device)  # (K, L) each
         paths = len(orders)
 
@@ -230,34 +226,38 @@ class MambaMixer(nn.Module):
         z = F.silu(z, inplace=in_place)
         return self.out_proj(y.mul_(z) if in_place else y * z)  # (B, L, d_model)
 
-    def _can_stream(self, x: Tensor) -> bool:
-        return (
-            x.shape[1] > _PIECE
-            and len(x) * x.shape[1] * self.d_inner * x.element_size() >= _LONG
-            and x.device.type == "cpu"
+    def piece(self, x: Tensor) -> int:
+        """How many tokens at a time go fastest: all, or fewer where `stream` gives what `forward` gives."""
+        streams = (
+            x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and isinstance(self.conv, CausalConv)
             and self.scan_order == "raster"
             and not numba_obstacle()
         )
+        return max(1, _PIECE // (self.d_inner * x.element_size())) if streams else x.shape[1]
 
-    def _stream(self, x: Tensor) -> Tensor:
-        """`forward` a piece at a time: a path that is causal throughout needs of earlier tokens its state and no more.
+    def stream(self) -> Callable[[Tensor], Tensor]:
+        """`forward` for a sequence that comes in pieces (B, T, d_model): each call goes on where the last one ended.
 
-        What one step hands to the next then stays in the cache, and in memory that was used before: the system's
-        handing out of fresh pages costs as much time as all the computing of a long sequence.
+        A path that is causal throughout needs of earlier tokens its state and no more. What one step hands to the next
+        then stays in the cache, and in memory that was used before: the system's handing out of fresh pages costs as
+        much time as all the computing of a long sequence.
         """
-        out, state = torch.empty_like(x), None
-        tail = x.new_zeros(len(x), self.conv.kernel_size[0] - 1, self.d_inner)  # (B, taps - 1, D)
-        for begin in range(0, x.shape[1], _PIECE):
-            part = x[:, begin : begin + _PIECE]  # (B, T, d_model)
-            u, z = self.in_proj(part).chunk(2, dim=-1)  # (B, T, D) each
+        tail = state = None
+
+        def go_on(x: Tensor) -> Tensor:
+            nonlocal tail, state
+            u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, T, D) each
+            before = self.conv.kernel_size[0] - 1
+            tail = u.new_zeros(len(u), before, self.d_inner) if tail is None else tail
             u = torch.cat([tail, u], 1)  # (B, taps - 1 + T, D)
-            tail = u[:, u.shape[1] - tail.shape[1] :].clone()
+            tail = u[:, u.shape[1] - before :].clone()
             u = F.silu(self.conv(u[:, :, None], padded=True), inplace=True)  # (B, T, 1, D)
             y, state = self._scan_on(u, state)  # (B, T, 1, D), (B, D, N) or (B, H, P, N)
-            out[:, begin : begin + _PIECE] = self.out_proj(y[:, :, 0].mul_(F.silu(z, inplace=True)))
-        return out
+            return self.out_proj(y[:, :, 0].mul_(F.silu(z, inplace=True)))  # (B, T, d_model)
+
+        return go_on
 
     def _scan(self, u: Tensor) -> Tensor:
         """(B, L, K, D) to the same shape."""

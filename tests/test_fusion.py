@@ -255,6 +255,19 @@ def test_a_batch_is_its_single_pictures(reading, fuser):
     torch.testing.assert_close(fusion(latents, embeds), torch.cat(singles))
 
 
+@pytest.mark.parametrize("ssm", ["mamba", "mamba2"])
+@each_reading
+def test_a_long_sequence_in_pieces_is_the_same(reading, ssm, monkeypatch):
+    """Without gradients a causal block takes a sequence piece by piece, each a cache full."""
+    fusion, latents, embeds = awaken(small(reading=reading, ssm=ssm)), draw(2, 4, 12, 10), prompts(2)
+    wanted = fusion(latents, embeds)  # of 30 tokens
+    mixer = fusion.blocks[0].mixer
+    monkeypatch.setattr("stylemamba.pipeline.mamba._PIECE", 7 * 4 * mixer.d_inner)
+    with torch.no_grad():
+        assert mixer.piece(latents) == 7
+        torch.testing.assert_close(fusion(latents, embeds), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @each_fuser
 def test_half_precision_is_close_to_full(fuser, dtype):
