@@ -43,16 +43,29 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
     return (content + luminance(stylized) - luminance(content)).clamp(0, 1)
 
 
+def palette(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """What colours a picture is made of, wherever they are: their mean (B, 3) and the root of their covariance (B, 3, 3)."""
+    pixels = rgb.flatten(2).float()  # (B, 3, H*W)
+    mean = pixels.mean(-1)
+    with torch.autocast(rgb.device.type, enabled=False):  # it would round the covariance to half precision
+        return mean, _power(_covariance(pixels - mean[..., None]), 0.5).to(pixels)
+
+
+def in_palette(rgb: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    """`rgb` in the colours of a `palette`, by the linear map that moves colours least (optimal transport between two normal
+    distributions). Not clamped."""
+    own_mean, own_root = palette(rgb)
+    own_root, root = own_root.cpu().double(), root.cpu().double()
+    inverse = _power(own_root, -1)
+    move = (inverse @ _power(own_root @ root @ root @ own_root, 0.5) @ inverse).to(own_mean)  # (B, 3, 3)
+    with torch.autocast(rgb.device.type, enabled=False):
+        matched = move @ (rgb.flatten(2).float() - own_mean[..., None]) + mean[..., None].float()
+    return matched.to(rgb.dtype).view_as(rgb)
+
+
 def keep_palette(stylized: Tensor, content: Tensor) -> Tensor:
-    """`stylized` in the colours that `content` is made of, wherever they are: its mean and covariance become those of
-    `content`, by the linear map that moves colours least (optimal transport between two normal distributions)."""
-    ours, theirs = (rgb.flatten(2).float() for rgb in (stylized, content))  # (B, 3, H*W)
-    means = [rgb.mean(-1, keepdim=True) for rgb in (ours, theirs)]
-    s, c = (_covariance(rgb - mean) for rgb, mean in zip((ours, theirs), means, strict=True))
-    root, inverse = _power(s, 0.5), _power(s, -0.5)
-    move = (inverse @ _power(root @ c @ root, 0.5) @ inverse).to(ours)  # (B, 3, 3)
-    matched = move @ (ours - means[0]) + means[1]
-    return matched.to(stylized.dtype).view_as(stylized).clamp(0, 1)
+    """`stylized` in the colours that `content` is made of, wherever they are."""
+    return in_palette(stylized, *palette(content)).clamp(0, 1)
 
 
 def enforce_structure(

@@ -1,12 +1,14 @@
 """What SaMam and Mamba-ST have in common: patches of two pictures in, one picture out.
 
-Responsible for: the order of the steps, sizes that are no multiple of a patch, strength, and the convolutions that turn
-features into a picture. What a style is, and how it gets into the content, is each model's own.
+Responsible for: the order of the steps, sizes that are no multiple of a patch, strength, the convolutions that turn
+features into a picture, and the skip that carries the pixels past them. What a style is, and how it gets into the content,
+is each model's own.
 
 Shapes: B pictures, C features, h x w patches. Pictures are (B, 3, H, W) in [0, 1].
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import pad_to_multiple
@@ -19,6 +21,10 @@ class ImageGuidedModel:
     encode_style(images)    pictures (B, 3, H, W) -> their styles, in a shape of the model's own
     fuse(features, style)   features (B, C, h, w) -> the same with the style
     decode(features)        features (B, C, h, w) -> pictures (B, 3, h * patch, w * patch), not clamped
+
+    With `pixel_skip` the pixels of each patch, 3 * patch^2 of them, are further features, the last ones: they take on the
+    style's palette, and the decoder paints on them. A whole picture through a few hundred features needs a large network
+    and a long training; strokes are little.
     """
 
     def forward(
@@ -49,6 +55,21 @@ class ImageGuidedModel:
         padded = padded if self.config.compat else padded * 2 - 1
         return padded.contiguous(memory_format=torch.channels_last)
 
+    def with_pixels(self, features: Tensor, images: Tensor) -> Tensor:
+        """Features (B, C, h, w) of pictures (B, 3, H, W), and behind them their pixels if these skip the network."""
+        if not self.config.pixel_skip:
+            return features
+        pixels = pad_to_multiple(images.to(features.dtype), self.config.patch_size)
+        return torch.cat([features, F.pixel_unshuffle(pixels, self.config.patch_size)], 1)
+
+    def without_pixels(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The way back of `with_pixels`: features and pictures, or None."""
+        if not self.config.pixel_skip:
+            return features, None
+        pixels = 3 * self.config.patch_size**2
+        features, pixels = features.split((features.shape[1] - pixels, pixels), 1)
+        return features, F.pixel_shuffle(pixels, self.config.patch_size)
+
 
 def keep_variance(layer: nn.Conv2d | nn.Linear) -> None:
     """He's initialisation. Torch's own halves the signal in every layer, so that after five of them a style is a whisper."""
@@ -61,9 +82,12 @@ class PictureDecoder(nn.Sequential):
 
     upsampling: "nearest" as in the papers, after which a style can colour the four pixels of a cell differently, which
     shows as a grid; or "bilinear".
+    silent: begins with black pictures, to which others are added.
     """
 
-    def __init__(self, channels: int, width: int, patch_size: int, upsampling: str) -> None:
+    def __init__(
+        self, channels: int, width: int, patch_size: int, upsampling: str, silent: bool = False
+    ) -> None:
         twice, half, quarter = "twice", width // 2, width // 4
         plans = {
             8: (width, twice, width, width, width, half, twice, half, quarter, twice, quarter, 3),
@@ -84,3 +108,6 @@ class PictureDecoder(nn.Sequential):
         super().__init__(
             *layers[:-1]
         )  # the last convolution gives colours, which may need to be negative for a while
+        if silent:
+            nn.init.zeros_(self[-1].weight)
+            nn.init.zeros_(self[-1].bias)

@@ -19,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
+from .controls import in_palette, palette
 from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance
 from .path_scan import PathScan
 
@@ -81,6 +82,7 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
 
     The defaults are those of the paper; with `compat` 27,082,819 parameters.
     decoder_width: of the convolutions that make the picture; half of `embed_dim` if left out.
+    pixel_skip: the network paints on the picture in the style's colours, instead of painting the picture: for small models.
     """
 
     _no_split_modules = ["MambaSTBlock"]
@@ -98,6 +100,7 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         d_state: int = 16,
         expand: int = 2,
         scan_order: str = "cross",
+        pixel_skip: bool = False,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -114,14 +117,16 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(embed_dim)
         self.unused_position = nn.Conv2d(embed_dim, embed_dim, 1) if compat else None
         self.decoder = PictureDecoder(
-            embed_dim, decoder_width or embed_dim // 2, patch_size, "nearest" if compat else "bilinear"
+            embed_dim, decoder_width or embed_dim // 2, patch_size, "nearest" if compat else "bilinear", pixel_skip
         )
 
     def encode_content(self, images: Tensor) -> Tensor:
-        return self.content_encoder(self.patch_embed(self.whole_patches(images)))  # (B, C, h, w)
+        features = self.content_encoder(self.patch_embed(self.whole_patches(images)))
+        return self.with_pixels(features, images)  # (B, C, h, w)
 
     def encode_style(self, images: Tensor) -> Tensor:
-        return self.style_encoder(self.patch_embed(self.whole_patches(images)))  # (B, C, h', w')
+        tokens = self.style_encoder(self.patch_embed(self.whole_patches(images)))
+        return self.with_pixels(tokens, images)  # (B, C, h', w')
 
     def fuse(
         self, features: Tensor, style: Tensor, shuffles: int = 0, generator: torch.Generator | None = None
@@ -134,15 +139,18 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         """
         if len(style) not in (1, len(features)):
             raise ValueError(f"got {len(style)} styles for {len(features)} pictures, wanted one or as many.")
+        if self.config.pixel_skip:
+            (features, picture), (style, style_picture) = map(self.without_pixels, (features, style))
         # Every content token is read off one style token. Nearest: the mean of two tokens would hold neither.
         style = F.interpolate(style, size=features.shape[-2:], mode="nearest").expand_as(features)
         if shuffles == 0:
-            return self._fuse_once(features, [style] * len(self.blocks))
-        results = [
-            self._fuse_once(features, [_shuffled(style, generator) for _ in self.blocks])
-            for _ in range(shuffles)
-        ]
-        return torch.stack(results).mean(0)
+            fused = self._fuse_once(features, [style] * len(self.blocks))
+        else:
+            orders = ([_shuffled(style, generator) for _ in self.blocks] for _ in range(shuffles))
+            fused = torch.stack([self._fuse_once(features, styles) for styles in orders]).mean(0)
+        if self.config.pixel_skip:
+            fused = self.with_pixels(fused, in_palette(picture, *palette(style_picture)).clamp(0, 1))
+        return fused
 
     def _fuse_once(self, features: Tensor, styles: list[Tensor]) -> Tensor:
         for block, style in zip(self.blocks, styles, strict=True):
@@ -150,7 +158,10 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         return features
 
     def decode(self, features: Tensor) -> Tensor:
-        return self.decoder(_channels_last(self.norm, features))
+        if not self.config.pixel_skip:
+            return self.decoder(_channels_last(self.norm, features))
+        features, picture = self.without_pixels(features)
+        return self.decoder(_channels_last(self.norm, features)) + picture
 
 
 def _shuffled(style: Tensor, generator: torch.Generator | None) -> Tensor:

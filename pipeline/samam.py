@@ -20,6 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
+from .controls import in_palette, palette
 from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance
 from .path_scan import PathScan
 from .style_aware import channel_gate, sain, style_conv
@@ -238,6 +239,8 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
 
     The defaults are those of the paper: 19,772,007 parameters, 20,140,775 with `patch_size=4`.
     decoder_width: of the convolutions that make the picture; half of `embed_dim` if left out.
+    pixel_skip: the network paints on the picture in the style's colours, instead of painting the picture: for small models.
+        The style embedding then has two more channels, a palette.
     scan_order, local_enhancement, norm ("sain" or "layer"), style_decay: what the ablations take away.
     """
 
@@ -261,6 +264,7 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
         local_enhancement: bool = True,
         norm: str = "sain",
         style_decay: bool = True,
+        pixel_skip: bool = False,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -285,20 +289,33 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
             DecoderGroup([block() for _ in range(group_depth)], local(), compat) for _ in range(groups)
         )
         self.decoder = PictureDecoder(
-            embed_dim, decoder_width or embed_dim // 2, patch_size, "nearest" if compat else "bilinear"
+            embed_dim, decoder_width or embed_dim // 2, patch_size, "nearest" if compat else "bilinear", pixel_skip
         )
 
     def encode_content(self, images: Tensor) -> Tensor:
-        return self.content_encoder(self.whole_patches(images))  # (B, C, h, w)
+        return self.with_pixels(self.content_encoder(self.whole_patches(images)), images)  # (B, C, h, w)
 
     def encode_style(self, images: Tensor) -> Tensor:
-        return self.style_embedder(self.style_encoder(self.whole_patches(images)))  # (B, R, 3, 3)
+        style = self.style_embedder(self.style_encoder(self.whole_patches(images)))  # (B, R, 3, 3)
+        if not self.config.pixel_skip:
+            return style
+        mean, root = palette(images)  # (B, 3), (B, 3, 3)
+        colours = torch.stack([mean[:, None].expand_as(root), root], 1)  # (B, 2, 3, 3)
+        return torch.cat([style, colours.to(style)], 1)
 
     def fuse(self, features: Tensor, style: Tensor) -> Tensor:
         style = style.expand(len(features), -1, -1, -1)  # one style for all pictures, or one each
+        if self.config.pixel_skip:
+            style, mean, root = style[:, :-2], style[:, -2, 0], style[:, -1]  # (B, R, 3, 3), (B, 3), (B, 3, 3)
+            features, picture = self.without_pixels(features)
         for group in self.decoder_groups:
             features = group(features, style)
+        if self.config.pixel_skip:
+            features = self.with_pixels(features, in_palette(picture, mean, root).clamp(0, 1))
         return features
 
     def decode(self, features: Tensor) -> Tensor:
-        return self.decoder(features)
+        if not self.config.pixel_skip:
+            return self.decoder(features)
+        features, picture = self.without_pixels(features)
+        return self.decoder(features) + picture

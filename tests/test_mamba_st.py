@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from stylemamba import MambaST
+from stylemamba.pipeline.controls import palette
 from stylemamba.pipeline.mamba_st import MambaSTBlock, StyleReadingMixer
 from stylemamba.pipeline.scan_orders import scan_orders
 from stylemamba.pipeline.selective_scan import selective_scan_ref
@@ -57,12 +58,24 @@ class TestStart:
         assert torch.equal(features, model.patch_embed(content * 2 - 1))
         assert torch.equal(model.fuse(features, model.encode_style(pictures(2, 40, 40, 1))), features)
 
-    def test_every_parameter_learns(self):
-        model = tiny().train()
+    def test_with_a_pixel_skip_it_passes_on_the_picture_in_the_colours_of_the_style(self):
+        model, content, style = tiny(pixel_skip=True), pictures(2, 32, 24), 0.6 - 0.2 * pictures(1, 64, 64, 1)
+        with torch.no_grad():
+            assert torch.allclose(model(content, style, strength=0.0), content, atol=1e-6)
+            result = model(content, style)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.allclose(model(content, style).float(), result, atol=0.02)
+        for of_result, of_style in zip(palette(result), palette(style), strict=True):
+            torch.testing.assert_close(of_result, of_style.expand_as(of_result), rtol=1e-3, atol=1e-4)
+        assert (result - content).abs().mean() > 0.1
+
+    @pytest.mark.parametrize("pixel_skip", [False, True])
+    def test_every_parameter_learns(self, pixel_skip):
+        model = tiny(pixel_skip=pixel_skip).train()
         content, style, wanted = pictures(2, 16, 16), pictures(2, 16, 16, 1), pictures(2, 16, 16, 2)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for _ in range(40):
+        for _ in range(120):
             optimizer.zero_grad()
             F.mse_loss(model(content, style), wanted).backward()
             optimizer.step()

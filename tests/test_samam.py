@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from stylemamba import SaMam
+from stylemamba.pipeline.controls import palette
 from stylemamba.pipeline.losses import mean_std
 from stylemamba.pipeline.path_scan import PathScan
 from stylemamba.pipeline.samam import SAIN, SAVSSM, StyleDecay
@@ -69,6 +70,17 @@ class TestStart:
         assert torch.equal(features, model.content_encoder.patch_embed(content * 2 - 1))
         assert torch.equal(model.fuse(features, model.encode_style(pictures(2, 64, 64, 1))), features)
 
+    def test_with_a_pixel_skip_it_passes_on_the_picture_in_the_colours_of_the_style(self):
+        model, content, style = tiny(pixel_skip=True), pictures(2, 32, 24), 0.6 - 0.2 * pictures(1, 64, 64, 1)
+        with torch.no_grad():
+            assert torch.allclose(model(content, style, strength=0.0), content, atol=1e-6)
+            result = model(content, style)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.allclose(model(content, style).float(), result, atol=0.02)
+        for of_result, of_style in zip(palette(result), palette(style), strict=True):
+            torch.testing.assert_close(of_result, of_style.expand_as(of_result), rtol=1e-3, atol=1e-4)
+        assert (result - content).abs().mean() > 0.1
+
     def test_m2_with_zero_embedders_the_public_formulas_halve(self):
         x, module = torch.randn(2, 8, 5, 4), block(compat=True)
         for part in (module.norm_in, module.norm_out, module.gate):
@@ -90,8 +102,9 @@ class TestStart:
         unmoved = train(module, lambda: F.mse_loss(module(x, style), wanted), steps=20)
         assert len(unmoved) > len(list(module.parameters())) / 2
 
-    def test_every_parameter_of_a_model_learns(self):
-        model = tiny().train()
+    @pytest.mark.parametrize("pixel_skip", [False, True])
+    def test_every_parameter_of_a_model_learns(self, pixel_skip):
+        model = tiny(pixel_skip=pixel_skip).train()
         content, style, wanted = pictures(2, 16, 16), pictures(2, 64, 64, 1), pictures(2, 16, 16, 2)
         assert train(model, lambda: F.mse_loss(model(content, style), wanted), steps=40, lr=2e-3) == []
 

@@ -43,18 +43,21 @@ from stylemamba.pipeline.losses import (
 SIZES = {
     "samam": {
         "embed_dim": 64, "patch_size": 4, "style_dim": 64, "encoder_depth": 1, "groups": 2, "group_depth": 1,
-        "decoder_width": 64, "d_state": 8,
+        "decoder_width": 64, "d_state": 8, "pixel_skip": True,
     },
     "mamba-st": {
         "embed_dim": 64, "patch_size": 4, "encoder_depth": 1, "depth": 2, "decoder_width": 64, "d_state": 8,
-        "scan_order": "zigzag",
+        "scan_order": "zigzag", "pixel_skip": True,
     },
 }  # fmt: skip
 MODELS = {"samam": (SaMam, SaMamPipeline), "mamba-st": (MambaST, MambaSTPipeline)}
 WEIGHTS = {"samam": IMAGE_STYLE_WEIGHTS["samam_code"], "mamba-st": IMAGE_STYLE_WEIGHTS["mamba_st_code"]}
 TAPS = ("1_1", "2_1", "3_1", "4_1", "5_1")
 CONTENT_TAPS = slice(3, 5)
-STYLE_SIDE = 256  # of an artwork, of which crops are taken
+STYLE_SIDE, STYLE_CROP = (
+    256,
+    192,
+)  # of an artwork, and of what is seen of it: most, so that its colours are there
 IDENTITY_CROP = 96  # of the pictures that are to stay as they are
 
 
@@ -92,6 +95,9 @@ def main() -> None:
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: other sizes, or an ablation")
     parser.add_argument("--minutes", type=float, default=90, help="of training, all runs together")
+    parser.add_argument(
+        "--steps", type=int, help="end after so many steps, whatever the minutes: for comparisons"
+    )
     parser.add_argument("--losses-from", type=float, default=45, help="minutes")
     parser.add_argument("--teacher-weight", type=float, default=20.0, help="beside the losses")
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
@@ -135,9 +141,12 @@ def main() -> None:
         step, spent = state["step"], state["spent"]
 
     begin, saved, logged = time.monotonic() - spent, spent, defaultdict(list)
-    while (spent := time.monotonic() - begin) < 60 * args.minutes:
-        share = spent / (60 * args.minutes)
-        for group in optimizer.param_groups:  # a short warm-up, then cosine over the time budget
+    while True:
+        spent = time.monotonic() - begin
+        share = step / args.steps if args.steps else spent / (60 * args.minutes)
+        if share >= 1:
+            break
+        for group in optimizer.param_groups:  # a short warm-up, then cosine over the budget
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
             )
@@ -146,7 +155,7 @@ def main() -> None:
         torch.manual_seed(rng.randrange(2**31))  # of the shuffles
         chosen = rng.choices(usable, k=args.batch)
         photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
-        styles = [crop(artworks[pairs.rows[i]["artwork"]], args.crop, rng) for i in chosen]
+        styles = [crop(artworks[pairs.rows[i]["artwork"]], STYLE_CROP, rng) for i in chosen]
         photos, targets, styles = (
             torch.stack(side).to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
             for side in (photos, targets, styles)
@@ -166,7 +175,7 @@ def main() -> None:
             got = features(result[full])
             with torch.no_grad():
                 of_photo, of_style = features(photos[full]), features(styles[full])
-            same = torch.stack([photos[0], styles[0]])[..., :IDENTITY_CROP, :IDENTITY_CROP]
+            same = torch.stack([side[0, :, :IDENTITY_CROP, :IDENTITY_CROP] for side in (photos, styles)])
             with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
                 again = model(same, same, **options).float()
             pixels, maps = identity_losses(again[:1], same[:1], again[1:], same[1:], features)
