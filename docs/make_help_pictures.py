@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from stylemamba import PromptFitConfig, StyleMambaPipeline, score
+from stylemamba import PromptFitConfig, Region, StyleMambaPipeline, preset, score, stylize_regions
 from stylemamba.pipeline.command_line.contact_sheet import draw_contact_sheet
+from stylemamba.pipeline.images import read_images, to_pil
+from stylemamba.pipeline.lut import apply_lut, fit_lut
 from stylemamba.weights import bundled_photos
 
 PAGES = Path(__file__).parent.parent / "web" / "docs"
@@ -150,6 +152,24 @@ def score_sheet() -> Image.Image:
     return sheet({"content": cat, "stylized": painted, "scores": draw_lines(lines)})
 
 
+def region() -> Image.Image:
+    rocket = photo("rocket-launch")
+    sky, ground = (Image.new("L", PHOTO) for _ in range(2))
+    sky.paste(255, (0, 0, PHOTO[0], PHOTO[1] // 2))
+    ground.paste(255, (0, PHOTO[1] * 7 // 10, *PHOTO))
+    parts = [Region(sky, "a painting by Vincent van Gogh"), Region(ground, "oriental carpet")]
+    both = stylize_regions(model(), rocket, parts, feather=12)[0]
+    return sheet({"image": rocket, "mask of the sky": sky, "two regions": both})
+
+
+def save_lut() -> Image.Image:
+    rocket, cup = photo("rocket-launch"), photo("cup-of-coffee")
+    toned = paint(rocket, "neon lights at night", **preset("cinematic"))
+    table = fit_lut(*(read_images(picture)[0].rgb for picture in (rocket, toned)))
+    again = to_pil(apply_lut(read_images(cup)[0].rgb, table))
+    return sheet({"content": rocket, "stylized": toned, "another, by the table": again})
+
+
 PICTURES = {
     "StyleMambaStylize": stylize,
     "StyleMambaLoader": loader,
@@ -161,6 +181,8 @@ PICTURES = {
     "StyleMambaFuse": fuse,
     "StyleMambaDecode": decode,
     "StyleMambaScore": score_sheet,
+    "StyleMambaRegion": region,
+    "StyleMambaSaveLUT": save_lut,
 }
 
 

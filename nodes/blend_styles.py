@@ -1,9 +1,11 @@
 """StyleMamba Blend Styles: several styles in one, by weight. A style of weight 0 is not even loaded."""
 
 import math
+from dataclasses import replace
 
 from . import host
 from .host import io
+from .style_mix import StyleMix
 
 _MOST = 8
 
@@ -15,15 +17,24 @@ class StyleMambaBlendStyles(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [
-            host.Style.Input(
-                "style_a", lazy=True, tooltip="A style, or the blend of another of these nodes."
+            _style(
+                "style_a",
+                "A style, the blend of another of these nodes, or the words of a prompt from a String node.",
             ),
             _weight("weight_a"),
-            host.Style.Input("style_b", lazy=True, optional=True, tooltip="A style to mix with it."),
+            _style("style_b", "A style to mix with it, or words.", optional=True),
             _weight("weight_b"),
+            io.Combo.Input(
+                "mix",
+                options=["linear", "slerp"],
+                default="linear",
+                optional=True,
+                tooltip="How directions are mixed: along a straight line, or along the sphere (slerp). In a chain the last node "
+                "decides.",
+            ),
         ]
         if host.HAS_AUTOGROW:
-            slot = host.Style.Input("style", lazy=True, optional=True, tooltip="One more style to mix in.")
+            slot = _style("style", "One more style to mix in, or words.", optional=True)
             inputs += [
                 io.String.Input(
                     "more_weights",
@@ -42,30 +53,58 @@ class StyleMambaBlendStyles(io.ComfyNode):
             node_id="StyleMambaBlendStyles",
             display_name="StyleMamba Blend Styles",
             category="StyleMamba",
-            description="Mixes styles by weight. Chain it to mix more. A style of weight 0 is not loaded at all.",
-            search_aliases=["mix styles", "combine styles", "style interpolation", "weighted styles"],
+            description="Mixes styles or prompts by weight. Chain it to mix more. A style of weight 0 is not loaded at all.",
+            search_aliases=[
+                "mix styles", "combine styles", "style interpolation", "weighted styles", "weighted prompts", "slerp",
+            ],
             inputs=inputs,
             outputs=[host.Style.Output(display_name="style", tooltip="The blend, usable like any style.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def check_lazy_status(
-        cls, weight_a: float, weight_b: float, style_a=None, style_b=None, more_weights="", more=None
+        cls,
+        weight_a: float,
+        weight_b: float,
+        style_a=None,
+        style_b=None,
+        mix="linear",
+        more_weights="",
+        more=None,
     ):
         slots = _slots(style_a, weight_a, style_b, weight_b, more_weights, more)
         return [name for name, style, weight in slots if style is None and weight]
 
     @classmethod
     def execute(
-        cls, weight_a: float, weight_b: float, style_a=None, style_b=None, more_weights="", more=None
+        cls,
+        weight_a: float,
+        weight_b: float,
+        style_a=None,
+        style_b=None,
+        mix="linear",
+        more_weights="",
+        more=None,
     ) -> io.NodeOutput:
         slots = _slots(style_a, weight_a, style_b, weight_b, more_weights, more)
-        parts = [style.scaled(weight) for _, style, weight in slots if style is not None and weight]
+        parts = [_read(style).scaled(weight) for _, style, weight in slots if style is not None and weight]
         if not parts:
             raise ValueError(
                 "all weights are 0 or no style is connected: connect a style and give it a weight."
             )
-        return io.NodeOutput(sum(parts[1:], start=parts[0]))
+        return io.NodeOutput(replace(sum(parts[1:], start=parts[0]), mode=mix))
+
+
+def _style(name: str, tooltip: str, optional: bool = False) -> io.MultiType.Input:
+    return io.MultiType.Input(name, [host.Style, io.String], optional=optional, lazy=True, tooltip=tooltip)
+
+
+def _read(style: StyleMix | str) -> StyleMix:
+    if isinstance(style, str):
+        if not style.strip():
+            raise ValueError("the words of a style are empty: write a prompt, or give them the weight 0.")
+        return StyleMix.of(style)
+    return style
 
 
 def _weight(name: str) -> io.Float.Input:

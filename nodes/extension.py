@@ -5,6 +5,8 @@ from .blend_styles import StyleMambaBlendStyles
 from .latents import StyleMambaDecode, StyleMambaFuse
 from .loader import StyleMambaLoader
 from .prompt_fit import StyleMambaPromptFit
+from .region import StyleMambaRegion
+from .save_lut import StyleMambaSaveLUT
 from .score import StyleMambaScore
 from .style_files import StyleMambaLoadStyle, StyleMambaSaveStyle
 from .style_from_image import StyleMambaStyleFromImage
@@ -27,4 +29,6 @@ class StyleMambaExtension(host.ComfyExtension):
             StyleMambaFuse,
             StyleMambaDecode,
             StyleMambaScore,
+            StyleMambaRegion,
+            StyleMambaSaveLUT,
         ]

@@ -22,6 +22,7 @@ __all__ = ["ComfyExtension", "OutOfMemory", "io"]
 
 Model = io.Custom("STYLEMAMBA_MODEL")
 Style = io.Custom("STYLEMAMBA_STYLE")
+Regions = io.Custom("STYLEMAMBA_REGIONS")
 HAS_AUTOGROW = hasattr(io, "Autogrow")
 OutOfMemory = torch.cuda.OutOfMemoryError
 _PREVIEW_SIDE = 512
@@ -111,6 +112,12 @@ def model_roots() -> list[Path]:
     # With an empty set of suffixes the host would list every file.
     folder_paths.folder_names_and_paths["stylemamba"] = (paths, {".safetensors"})
     return [Path(path) for path in paths]
+
+
+def output_folder() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
 
 
 # Native objects

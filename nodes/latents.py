@@ -10,7 +10,6 @@ from .model import StyledModel
 from .pictures import from_mask, to_image
 from .tiles import run_in_batches
 
-_TILE, _SMALLEST_TILE = 64, 16  # latents
 _MAX_SIDE = 16384
 
 
@@ -72,7 +71,8 @@ class StyleMambaFuse(io.ComfyNode):
             return unscale_latents(vae, fused).cpu()
 
         progress = host.Progress(len(latents))
-        fused = run_in_batches(fuse, latents, tile=_TILE, smallest=_SMALLEST_TILE, progress=progress)
+        # A single latent is never cut: the scan has to see the whole of it.
+        fused = run_in_batches(fuse, latents, progress=progress)
         _require_finite(fused, "fusing the style")
         area = from_mask(mask, len(latents), latents.shape[-2:])
         if area is not None:
@@ -133,7 +133,7 @@ class StyleMambaDecode(io.ComfyNode):
         latents = _latents_of(samples, model)
         model.to_device(*_pixels(latents, model))
         if style is None and not prompt.strip():
-            styled = StyledModel(model, model.pipe, None, strength=0.0)
+            styled = StyledModel(model, model.own_pipeline(), None, strength=0.0)
         else:
             styled = model.styled(style, prompt, strength)
         vae = native_vae(styled)
@@ -143,7 +143,7 @@ class StyleMambaDecode(io.ComfyNode):
             return (decoded / 2 + 0.5).float().cpu()
 
         progress = host.Progress(len(latents))
-        pictures = run_in_batches(decode, latents, tile=_TILE, smallest=_SMALLEST_TILE, progress=progress)
+        pictures = run_in_batches(decode, latents, tile=styled.pipe.enable_tiling, progress=progress)
         _require_finite(pictures, "decoding")
         if size_of is not None:
             height, width = height or size_of.shape[-3], width or size_of.shape[-2]

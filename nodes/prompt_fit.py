@@ -13,7 +13,7 @@ from . import host
 from .autoencoder import native_vae
 from .fit_store import StoredFit
 from .host import io
-from .pictures import from_image, to_image
+from .pictures import from_image, from_image_or_video, to_image
 from .style_mix import StyleMix
 from .stylize import stylize
 
@@ -34,8 +34,10 @@ class StyleMambaPromptFit(io.ComfyNode):
             search_aliases=["train style", "fit style", "learn style", "CLIPstyler", "prompt style training"],
             inputs=[
                 host.Model.Input("model", tooltip="From StyleMamba Loader; one with a text tower and an image tower."),
-                io.Image.Input(
-                    "images", tooltip="What to learn on: one picture, or a batch of a few. They are reduced for it."
+                io.MultiType.Input(
+                    "images", [io.Image, io.Video],
+                    tooltip="What to learn on: one picture, or a batch of a few; they are reduced for it. Of a video three frames "
+                    "from the middle are taken, and held calm.",
                 ),
                 io.String.Input(
                     "prompt", default="ukiyo-e woodblock print", multiline=True, tooltip="The style to learn, in words."
@@ -69,14 +71,24 @@ class StyleMambaPromptFit(io.ComfyNode):
     def execute(
         cls, model, images, prompt: str, source_prompt: str, preset: str, epochs: int, train: str, seed: int
     ) -> io.NodeOutput:
-        from ..pipeline.fit_config import PromptFitConfig
+        from ..pipeline.fit_config import FILM_TEMPORAL_WEIGHT, KEY_FRAMES, PromptFitConfig
 
         if not prompt.strip():
             raise ValueError("prompt is empty, wanted the style to learn, in words.")
         model.require_prompts()
         model.require_pictures("learn a style")
+        is_film, (images, *_) = not isinstance(images, Tensor), from_image_or_video(images)
+        if is_film:
+            start = max(0, (len(images) - KEY_FRAMES) // 2)
+            images = images[start : start + KEY_FRAMES]
         pictures = from_image(images).cpu()
-        config = PromptFitConfig(preset=preset, epochs=epochs, train=train, source_prompt=source_prompt)
+        config = PromptFitConfig(
+            preset=preset,
+            epochs=epochs,
+            train=train,
+            source_prompt=source_prompt,
+            temporal_weight=FILM_TEMPORAL_WEIGHT if is_film else 0.0,
+        )
 
         stored = StoredFit.of(model, pictures, prompt, config, seed)
         style = stored.read()
@@ -86,7 +98,7 @@ class StyleMambaPromptFit(io.ComfyNode):
         mix = StyleMix.of(style)
         model.to_device(*pictures.shape[-2:])
         styled = model.styled(mix)
-        preview = to_image(stylize(styled, pictures[:1]))
+        preview = to_image(stylize(styled, pictures[:1], progress=host.Progress(1)))
         losses = {"loss": [float(value) for value in style.info["losses"].get("total", [])]}
         return io.NodeOutput(mix, losses, preview, native_vae(styled), ui=host.shown_pictures(preview, cls))
 

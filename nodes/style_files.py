@@ -1,7 +1,8 @@
-"""StyleMamba Load Style and StyleMamba Save Style: the style files of models/stylemamba/styles."""
+"""StyleMamba Load Style and StyleMamba Save Style: the style files of models/stylemamba/styles, and the named styles."""
 
 import torch
 
+from ..weights import named_styles, thumbnail_of
 from . import host
 from .folders import changed, find_style, new_style, style_names
 from .host import io
@@ -16,13 +17,14 @@ class StyleMambaLoadStyle(io.ComfyNode):
             node_id="StyleMambaLoadStyle",
             display_name="StyleMamba Load Style",
             category="StyleMamba",
-            description="Loads a style file of models/stylemamba/styles, and shows its picture.",
+            description="Loads a style file of models/stylemamba/styles or one of the bundled named styles, and shows its picture.",
             search_aliases=["style file", "style library", "open style", "safetensors style"],
             inputs=[
                 io.Combo.Input(
                     "style_name",
                     options=style_names(),
-                    tooltip="A file in models/stylemamba/styles. Press R after adding files.",
+                    tooltip="A file in models/stylemamba/styles, or a named style, which is a prompt. Press R after adding "
+                    "files.",
                 )
             ],
             outputs=[
@@ -32,25 +34,31 @@ class StyleMambaLoadStyle(io.ComfyNode):
                 io.Image.Output(
                     display_name="thumbnail", tooltip="The small picture in the file; black if it has none."
                 ),
-                io.String.Output(
-                    display_name="prompt", tooltip="The words the style was fitted to, or its title."
-                ),
+                io.String.Output(display_name="prompt", tooltip="The words of the style, or its title."),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, style_name: str) -> str:
-        return changed(find_style(style_name))
+        path = find_style(style_name)
+        return style_name if path is None else changed(path)
 
     @classmethod
     def execute(cls, style_name: str) -> io.NodeOutput:
+        from PIL import Image
+
         from ..pipeline.style import Style
 
-        style = Style.load(find_style(style_name))
-        thumbnail = _thumbnail(style)
-        return io.NodeOutput(
-            StyleMix.of(style), thumbnail, style.prompt, ui=host.shown_pictures(thumbnail, cls)
-        )
+        path = find_style(style_name)
+        if path is None:
+            style = prompt = named_styles()[style_name]
+            with Image.open(thumbnail_of(style_name)) as picture:
+                thumbnail = picture.convert("RGB")
+        else:
+            style = Style.load(path)
+            prompt, thumbnail = style.prompt, style.thumbnail or Image.new("RGB", (64, 64))
+        shown = to_image(from_pil(thumbnail))
+        return io.NodeOutput(StyleMix.of(style), shown, prompt, ui=host.shown_pictures(shown, cls))
 
 
 class StyleMambaSaveStyle(io.ComfyNode):
@@ -82,6 +90,15 @@ class StyleMambaSaveStyle(io.ComfyNode):
             raise ValueError(
                 f"got a blend of {len(style.parts)} styles, wanted one: save them one by one, and blend them when they are loaded."
             )
+        if style.pictures:
+            raise ValueError(
+                f"the style is a picture for {style.pictures[0].model.name!r}: save the picture, and connect it to StyleMamba "
+                "Style From Image again."
+            )
+        if style.words:
+            raise ValueError(
+                f"got the prompt {style.words[0]!r}, wanted a fitted style: fit it with StyleMamba Prompt Fit first."
+            )
         name = _save(style.parts[0][0], new_style(file_name).stem)
         return io.NodeOutput(name, ui=host.shown_text(f"Saved as {name}"))
 
@@ -107,9 +124,3 @@ def _holds(path, style) -> bool:
         return False
     same = found.info == style.info and found.fusion.keys() == style.fusion.keys()
     return same and all(torch.equal(value, style.fusion[name]) for name, value in found.fusion.items())
-
-
-def _thumbnail(style):
-    from PIL import Image
-
-    return to_image(from_pil(style.thumbnail or Image.new("RGB", (64, 64))))

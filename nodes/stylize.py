@@ -1,16 +1,20 @@
 """StyleMamba Stylize: picture and words in, stylized picture out, in one node."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from ..pipeline.presets import PRESETS
 from . import host
 from .host import io
-from .model import default_model
+from .model import PictureGuidedModel, default_model
 from .pictures import from_image, from_image_or_video, from_mask, to_image
+from .region import Region
 from .tiles import run_in_batches
 
-_TILE, _SMALLEST_TILE = 768, 192  # pixels
+logger = logging.getLogger(__name__)
+
 _NO_PRESET = "none"
 
 
@@ -56,10 +60,11 @@ class StyleMambaStylize(io.ComfyNode):
                     tooltip="Paints only where the mask is 1; elsewhere the pixels stay untouched. The MASK of Load Image is 1 where "
                     "you drew in the mask editor. Another size is resized.",
                 ),
-                host.Style.Input("style", optional=True, tooltip="A fitted, loaded or blended style, in place of the prompt."),
+                host.Style.Input("style", optional=True, tooltip="A fitted, loaded or blended style, or one of a picture, in place of the prompt."),
                 host.Model.Input(
                     "model", optional=True,
-                    tooltip="From StyleMamba Loader, which keeps it loaded. Without one a bundled model is taken.",
+                    tooltip="From StyleMamba Loader, which keeps it loaded. Without one a bundled model is taken. A style from "
+                    "a picture by SaMam or Mamba-ST brings its own.",
                 ),
                 # Later than the others, and behind them: saved workflows know widgets by their place.
                 io.Combo.Input(
@@ -90,6 +95,10 @@ class StyleMambaStylize(io.ComfyNode):
                     tooltip="For the frames of a video: how much each leans on the one before it. 0.9 is calm; 0 leaves every "
                     "picture on its own.",
                 ),
+                host.Regions.Input(
+                    "regions", optional=True,
+                    tooltip="From StyleMamba Region: several masks, each with its own style, in place of prompt, style and mask.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The stylized pictures, or the frames of the video."),
@@ -103,8 +112,15 @@ class StyleMambaStylize(io.ComfyNode):
     def execute(
         cls, image, prompt: str, strength: float, structure: float, stroke_scale: float, preserve_color: bool,
         mask=None, style=None, model=None, preset: str = _NO_PRESET, shading: float = 0.0, preserve_palette: bool = False,
-        tone_only: bool = False, protect_text: bool = False, feather: float = 0.0, deflicker: float = 0.0,
+        tone_only: bool = False, protect_text: bool = False, feather: float = 0.0, deflicker: float = 0.0, regions=None,
     ) -> io.NodeOutput:  # fmt: skip
+        from ..pipeline.masks import feather_mask
+        from ..pipeline.style_mixing import composite
+
+        if regions and (mask is not None or style is not None):
+            raise ValueError(
+                "regions say where and what to paint: disconnect mask and style, or connect them to a StyleMamba Region."
+            )
         settings = _settings(
             preset,
             strength=(strength, 1.0),
@@ -118,54 +134,63 @@ class StyleMambaStylize(io.ComfyNode):
         )
         image, audio, frame_rate = from_image_or_video(image)
         pictures = from_image(image)
-        model = model or default_model(style)
-        model.to_device(*pictures.shape[-2:])
-        styled = model.styled(style, prompt, settings.pop("strength"))
-        stylized = stylize(styled, pictures, mask=mask, deflicker=deflicker, **settings)
-        result = to_image(stylized)
+        pictures = pictures.cpu()
+        regions = regions or (Region(mask, prompt, style),)
+        others = [region.style for region in regions if not (region.style and region.style.pictures)]
+        if others:  # styles of pictures bring their own model
+            model = model or default_model(*others)
+        strength, feather = settings.pop("strength"), settings.pop("feather")
+        progress = host.Progress(len(regions) * len(pictures))
+        result = _rgb(pictures)
+        for number, region in enumerate(regions):
+            if region.style and region.style.pictures:
+                styled = PictureGuidedModel.of(region.style, strength * region.strength)
+            else:
+                styled = model.styled(region.style, region.prompt, strength * region.strength)
+            styled.model.to_device(*pictures.shape[-2:])
+            before = number * len(pictures)
+            painted = stylize(
+                styled,
+                pictures,
+                deflicker=deflicker,
+                progress=lambda done, before=before: progress(before + done),
+                **settings,
+            )
+            # After the frames are calm: what no mask covers stays as it was.
+            area = from_mask(region.mask, len(pictures), pictures.shape[-2:])
+            if area is not None and not area.any():
+                logger.warning("The mask is empty (0 everywhere): nothing is stylized.")
+            rgb = painted[:, :3]
+            result = rgb if area is None else composite(result, rgb, feather_mask(area.cpu(), feather))
+        result = to_image(torch.cat([result, painted[:, 3:]], dim=1))
         return io.NodeOutput(result, host.video(result, audio, frame_rate))
 
 
-def stylize(
-    styled, pictures: Tensor, *, mask=None, feather: float = 0.0, deflicker: float = 0.0, **settings
-) -> Tensor:
+def stylize(styled, pictures: Tensor, *, progress, deflicker: float = 0.0, **settings) -> Tensor:
     """(B, C, H, W) in [0, 1] with 1, 3 or 4 channels -> the same with 3, or 4 where there was alpha. settings: further
-    arguments of the pipeline."""
+    arguments of the pipeline. progress: called with the number that is done."""
     from ..pipeline.deflicker import Deflicker
-    from ..pipeline.masks import feather_mask
-    from ..pipeline.style_mixing import composite
 
     def run(part: Tensor) -> Tensor:
         result = styled.pipe(
             part.to(styled.model.device),
-            prompt_embeds=styled.direction(len(part)),
             strength=styled.strength,
             output_type="pt",
+            **styled.arguments(len(part)),
             **settings,
         )
         return result.images.cpu()
 
-    def in_tiles(part: Tensor, side: int) -> Tensor:
-        """Of which each knows the statistics of the whole; the pipeline is this call's own."""
-        styled.pipe.enable_tiling(side)
-        return run(part)
-
-    pictures = pictures.cpu()
-    progress = host.Progress(len(pictures))
-    stylized = run_in_batches(
-        run, pictures, tile=_TILE, smallest=_SMALLEST_TILE, in_tiles=in_tiles, progress=progress
-    )
-    rgb = pictures[:, :3].expand(-1, 3, -1, -1)
+    stylized = run_in_batches(run, pictures, tile=styled.enable_tiling, progress=progress)
     if deflicker:
         steady = Deflicker(deflicker)
-        frames = [steady(*frame) for frame in zip(rgb.split(1), stylized[:, :3].split(1), strict=True)]
-        stylized = torch.cat([torch.cat(frames), stylized[:, 3:]], dim=1)
-    area = from_mask(mask, len(pictures), pictures.shape[-2:])
-    if area is None:
-        return stylized
-    # After the frames are calm: what no mask covers stays as it was.
-    masked = composite(rgb, stylized[:, :3], feather_mask(area.cpu(), feather))
-    return torch.cat([masked, stylized[:, 3:]], dim=1)
+        pairs = zip(_rgb(pictures).split(1), stylized[:, :3].split(1), strict=True)
+        stylized = torch.cat([torch.cat([steady(*pair) for pair in pairs]), stylized[:, 3:]], dim=1)
+    return stylized
+
+
+def _rgb(pictures: Tensor) -> Tensor:
+    return pictures[:, :3].expand(-1, 3, -1, -1)
 
 
 def _settings(name: str, **widgets: tuple) -> dict:

@@ -1,4 +1,5 @@
-"""Running a model on more than memory holds: in smaller batches, then in overlapping tiles.
+"""Running a model on more than memory holds: in smaller batches, then in the pipeline's tiles, which share the statistics of
+the whole picture.
 
 Knows nothing of pictures or models; `run` maps (B, C, H, W) to (B, C', s H, s W).
 """
@@ -12,27 +13,24 @@ from .host import OutOfMemory, release_memory
 
 Run = Callable[[Tensor], Tensor]
 _LARGEST_BATCH = 8  # more gains nothing, and the user cannot cancel in between
+_TILE, _SMALLEST_TILE = 768, 192  # pixels
 
 
 def run_in_batches(
     run: Run,
     batch: Tensor,
     *,
-    tile: int,
-    smallest: int,
-    in_tiles: Callable[[Tensor, int], Tensor] | None = None,
+    tile: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """`run(batch)`, in as large parts as memory holds. tile, smallest: sides of the tiles to try, when a single one of the
-    batch is too large. in_tiles: how to run in tiles, where `run_in_tiles` is not it. progress: called with the number that
-    is done."""
-    in_tiles = in_tiles or (lambda part, side: run_in_tiles(run, part, side))
-    size, side, done = min(len(batch), _LARGEST_BATCH), None, []
-    sides = _halves(tile, smallest)
+    """`run(batch)`, in as large parts as memory holds. tile: makes `run` work in tiles of that side from then on, when a
+    single one of the batch is too large; None where nothing can be cut. progress: called with the number that is done."""
+    size, done = min(len(batch), _LARGEST_BATCH), []
+    sides = iter(()) if tile is None else _halves(_TILE, _SMALLEST_TILE)
     while len(done) < len(batch):
         part, result = batch[len(done) : len(done) + size], None
         try:
-            result = run(part) if side is None else in_tiles(part, side)
+            result = run(part)
         except OutOfMemory:
             pass  # out here its traceback, which holds the tensors, is gone
         if result is not None:
@@ -43,9 +41,12 @@ def run_in_batches(
         release_memory()
         if size > 1:
             size //= 2
-        elif (side := next(sides, None)) is None:
+        elif (side := next(sides, None)) is not None:
+            tile(side)
+        else:
+            even = "" if tile is None else f" even for tiles of {_SMALLEST_TILE} px"
             raise MemoryError(
-                f"there is not enough memory even for tiles of {smallest}: close other programs, or make the picture smaller."
+                f"there is not enough memory{even}: close other programs, or make the picture smaller."
             )
     return torch.cat(done)
 
@@ -54,10 +55,3 @@ def _halves(largest: int, smallest: int) -> Iterator[int]:
     while largest >= smallest:
         yield largest
         largest //= 2
-
-
-def run_in_tiles(run: Run, whole: Tensor, side: int) -> Tensor:
-    """Tiles of `side` that know nothing of each other, for what has no statistics of the whole."""
-    from ..pipeline.tiles import run_in_tiles
-
-    return run_in_tiles(run, whole, side, halo=side // 8)

@@ -129,20 +129,36 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         x = self.norm_down(self.down(skip), code, strength).relu_()  # (B, low, h/2, w/2)
         for block in self.blocks:
             x = block(x, code, strength)
-        x = self.up(_twice(x)) + skip  # (B, mid, h, w)
+        x = _conv_at_twice(x, self.up) + skip  # (B, mid, h, w)
         x = self.norm_up(x, code, strength).relu_()
         x = self.block_mid(x, code, strength)
         # From here the convolutions eat a margin that is added once, where it costs least.
         x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-        x = self.norm_widen(self.widen(_twice(x)), code, strength).relu_()  # (B, high, 2h + 6, 2w + 6)
-        if self.refine is not None:
-            x = _twice(self.refine(x).relu_())  # (B, 16, 4h + 8, 4w + 8)
-        x = self.conv_out(x)  # (B, 3, f*h + 6 or 4, f*w + 6 or 4)
+        x = _conv_at_twice(x, self.widen)[:, :, 1:-1, 1:-1]  # (B, high, 2h + 6, 2w + 6)
+        x = self.norm_widen(x, code, strength).relu_()
+        if self.refine is None:
+            x = self.conv_out(x)  # (B, 3, 2h + 4, 2w + 4)
+        else:
+            x = self.refine(x).relu_()  # (B, 16, 2h + 4, 2w + 4)
+            x = _conv_at_twice(x, self.conv_out)[:, :, 1:-1, 1:-1]  # (B, 3, 4h + 6, 4w + 6)
         f = self.config.scale
         margin = (x.shape[-1] - f * z.shape[-1]) // 2
         return x[..., margin : margin + height * f, margin : margin + width * f] * 2 - 1
 
 
-def _twice(x: Tensor) -> Tensor:
-    # Bilinear: after nearest upsampling a style can colour the four pixels of a cell differently, which shows as a grid.
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+def _conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution of `x` (B, C, h, w) at twice its size, (B, C', 2h, 2w), the border repeated.
+
+    Bilinear: after nearest upsampling a style can colour the four pixels of a cell differently, which shows as a grid. Each
+    of the four pixels of a cell depends on the 3 x 3 cells around it, so that one convolution before the upsampling gives
+    all four, and the enlarged map, the largest of all, is never made.
+    """
+    # What cell -1, 0 or 1 gives to pixel -1, 0, 1 or 2, counted from the first pixel of cell 0.
+    share = x.new_tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.75, 0.25], [0.0, 0.25, 0.75]])
+    share = share.unfold(0, 3, 1)  # (2, 3 cells, 3 taps): of the first and the second pixel
+    kernel = torch.einsum("ocyx,piy,qjx->pqocij", conv.weight, share, share)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
+    cells = F.conv2d(padded, kernel.flatten(0, 2), conv.bias.repeat(4))  # (B, 4 * C', h, w)
+    # As `pixel_shuffle` does it, but on channels that lie side by side and stay so.
+    pixels = cells.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).transpose(2, 3)  # (B, h, 2, w, 2, C')
+    return pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)

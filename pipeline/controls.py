@@ -4,6 +4,8 @@ Responsible for the controls that act on pictures before and after the model. Kn
 on latents and weights instead (`style_mixing.py`, `style_decoder.py`); where a style goes is in `masks.py`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ RANGES = {
     "shading": (0.0, 1.0),
     "feather": (0.0, 1000.0),
 }
+_GAIN = 5.0  # of a palette: a blank wall has hardly any colours to spread, only noise
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -57,7 +60,8 @@ def in_palette(rgb: Tensor, mean: Tensor, root: Tensor) -> Tensor:
     own_mean, own_root = palette(rgb)
     own_root, root = own_root.cpu().double(), root.cpu().double()
     inverse = _power(own_root, -1)
-    move = (inverse @ _power(own_root @ root @ root @ own_root, 0.5) @ inverse).to(own_mean)  # (B, 3, 3)
+    move = inverse @ _power(own_root @ root @ root @ own_root, 0.5) @ inverse  # (B, 3, 3)
+    move = _power(move, 1, largest=_GAIN).to(own_mean)
     with torch.autocast(rgb.device.type, enabled=False):
         matched = move @ (rgb.flatten(2).float() - own_mean[..., None]) + mean[..., None].float()
     return matched.to(rgb.dtype).view_as(rgb)
@@ -136,7 +140,7 @@ def _covariance(centred: Tensor) -> Tensor:
     return covariance + 1e-5 * torch.eye(3, dtype=torch.float64)
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Of a symmetric positive matrix (B, 3, 3)."""
+def _power(matrix: Tensor, exponent: float, largest: float = math.inf) -> Tensor:
+    """Of a symmetric positive matrix (B, 3, 3); no eigenvalue of the result is above `largest`."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=1e-12).pow(exponent)[..., None, :] @ vectors.mT
+    return vectors * values.clamp(min=1e-12).pow(exponent).clamp(max=largest)[..., None, :] @ vectors.mT

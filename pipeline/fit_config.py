@@ -22,6 +22,9 @@ _REAL = (
     "range_weight", "tv_weight", "temporal_weight", "gradient_clip",
 )  # fmt: skip
 
+# What a fit on a film takes, where nothing else is asked for: frames that follow each other, and the weight to hold them calm.
+KEY_FRAMES, FILM_TEMPORAL_WEIGHT = 3, 1000.0
+
 
 @dataclass(frozen=True)
 class PromptFitConfig:

@@ -1,4 +1,4 @@
-"""`SaMamPipeline` and `MambaSTPipeline`: picture and style picture in, stylized picture out.
+"""`SaMamPipeline` and `MambaSTPipeline`: picture and style picture (or words, for SaMam) in, stylized picture out.
 
 Responsible for the order of the steps, and for mixing several styles. It takes and gives pictures as `StyleMambaPipeline`
 does, and its steps are public methods as well, each usable alone and with gradients. What a style is to each of the two
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .controls import add_fine_strokes, check_controls, resize, stroke_size
 from .finishing import finish
@@ -19,15 +20,19 @@ from .loading import PretrainedLoading
 from .mamba_st import MambaST
 from .masks import feather_mask
 from .pipeline_stylemamba import StyleMambaPipelineOutput
+from .prompts import Prompt, as_mixtures
 from .public_checkpoints import load_public_mamba_st, load_public_samam
 from .samam import SaMam
+from .siglip_encoder import SiglipEncoder
+from .text_to_style import TextToStyle
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # A scan along four paths needs about 1 KB a pixel: larger pictures are painted at this size and enlarged.
 MOST_PIXELS = 2**21
 
 WeightedPictures = Sequence[tuple[Picture, float]]
-Mixture = list[tuple[Tensor, float]]  # pictures (1, 3, H, W) and weights that sum to 1
+# Pictures (1, 3, H, W), or texts, and weights that sum to 1
+Mixture = list[tuple[Tensor | str, float]]
 
 
 class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
@@ -39,6 +44,7 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
 
     model_cpu_offload_seq = "model"
     _has_tokens_to_shuffle = False
+    reads_prompts = False
 
     def __init__(self, model: SaMam | MambaST, style_size: int | None = None) -> None:
         super().__init__()
@@ -49,6 +55,8 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
 
     def check_inputs(
         self,
+        style_image,
+        prompt,
         strength,
         structure,
         stroke_scale,
@@ -59,6 +67,14 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         generator,
         output_type,
     ) -> None:
+        if prompt is not None and not self.reads_prompts:
+            raise ValueError(
+                f"a prompt was given, but this {type(self).__name__} reads none: give a style_image."
+            )
+        if (style_image is None) == (prompt is None):
+            given = "neither" if prompt is None else "both"
+            wanted = "a style_image or a prompt" if self.reads_prompts else "a style_image"
+            raise ValueError(f"got {given} of style_image and prompt, wanted {wanted}.")
         check_controls(
             preserve_color,
             strength=strength,
@@ -80,7 +96,7 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         """Pictures (B, 3, H, W) in [0, 1] -> features (B, C, h, w)."""
         return self.model.encode_content(image.to(self._execution_device))
 
-    def encode_style(self, mixture: Mixture, size: tuple[int, int]) -> Mixture:
+    def encode_style(self, mixture: Mixture, size: tuple[int, int]) -> list[tuple[Tensor, float]]:
         """Style pictures and weights -> what the model sees in each, for pictures of this height and width."""
         side = self.config.style_size or min(size)
         return [
@@ -96,8 +112,9 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
     def __call__(
         self,
         image: Picture | Sequence[Picture],
-        style_image: Picture | WeightedPictures | list[Picture | WeightedPictures],
+        style_image: Picture | WeightedPictures | list[Picture | WeightedPictures] | None = None,
         *,
+        prompt: Prompt | list[Prompt] | None = None,
         strength: float = 1.0,
         structure: float = 0.0,
         stroke_scale: float = 1.0,
@@ -118,6 +135,7 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
             16 px; grey and alpha are read, alpha is put back.
         style_image: one for all pictures or one for each, in the same forms; `[(picture, weight), ...]` mixes. One
             picture with several styles gives one result for each.
+        prompt: words in place of a style image, where the pipeline has a text encoder; `[(prompt, weight), ...]` mixes.
         strength: 0 is the picture as the model gives it back, 1 the style, up to 1.5 more than that.
         structure, stroke_scale, preserve_color, shading, tone_only, protect_text, mask_image, feather: as in
             `StyleMambaPipeline`.
@@ -128,15 +146,16 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         """
         # 1. Check
         self.check_inputs(
-            strength, structure, stroke_scale, preserve_color, shading, feather, shuffles, generator, output_type
+            style_image, prompt, strength, structure, stroke_scale, preserve_color, shading, feather, shuffles, generator,
+            output_type,
         )  # fmt: skip
         contents = read_images(image)
-        mixtures = read_mixtures(style_image)
+        mixtures = read_mixtures(style_image) if prompt is None else read_prompts(prompt)
 
         # 2. One picture and one mixture of styles for every result
         if len(mixtures) not in (1, len(contents)) and len(contents) != 1:
             raise ValueError(
-                f"got {len(mixtures)} style images for {len(contents)} pictures, wanted as many, or one of either."
+                f"got {len(mixtures)} styles for {len(contents)} pictures, wanted as many, or one of either."
             )
         results = max(len(contents), len(mixtures))
         contents = contents * (results // len(contents))
@@ -191,15 +210,42 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
 
 
 class SaMamPipeline(ImageGuidedPipeline):
-    """Style transfer by SaMam. Styles are mixed as embeddings, so that any number of them costs one pass."""
+    """Style transfer by SaMam. Styles are mixed as embeddings, so that any number of them costs one pass.
 
-    def __init__(self, model: SaMam, style_size: int | None = 256) -> None:
+    text_encoder, tokenizer, text_head: read prompts; they come together, or not at all.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_head->model"
+    _optional_components = ["text_encoder", "tokenizer", "text_head"]
+
+    def __init__(
+        self,
+        model: SaMam,
+        style_size: int | None = 256,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_head: TextToStyle | None = None,
+    ) -> None:
         super().__init__(model, style_size)
+        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, text_head=text_head)
+
+    @property
+    def reads_prompts(self) -> bool:
+        return self.text_head is not None and self.text_encoder is not None
 
     @classmethod
     def from_public_checkpoint(cls, file: str | os.PathLike) -> "SaMamPipeline":
         """From a checkpoint of the paper's authors on this machine, see `public_checkpoints.py`."""
         return cls(load_public_samam(file))
+
+    def encode_prompt(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> style embeddings (N, R, 3, 3), as `encode_style` gives them for pictures."""
+        embeds = SiglipEncoder(self.text_encoder, self.tokenizer).embed_texts(texts, self._execution_device)
+        return self.text_head(embeds).to(self.model.dtype)
+
+    def encode_style(self, mixture: Mixture, size: tuple[int, int]) -> list[tuple[Tensor, float]]:
+        texts = [(self.encode_prompt([what]), weight) for what, weight in mixture if isinstance(what, str)]
+        return texts + super().encode_style([pair for pair in mixture if not isinstance(pair[0], str)], size)
 
     def fuse(
         self, features: Tensor, styles: Mixture, shuffles: int = 0, generator: torch.Generator | None = None
@@ -233,6 +279,11 @@ class MambaSTPipeline(ImageGuidedPipeline):
         )
 
 
+def read_prompts(prompt: Prompt | list[Prompt]) -> list[Mixture]:
+    """Every form of `prompt` -> one mixture of texts for each style."""
+    return [_with_shares(mixture, "prompts") for mixture in as_mixtures(prompt)]
+
+
 def read_mixtures(style_image: Picture | WeightedPictures | list) -> list[Mixture]:
     """Every form of `style_image` -> one mixture for each style: as prompts are read, with pictures for texts."""
     if isinstance(style_image, (list, tuple)) and style_image and all(map(_is_weighted, style_image)):
@@ -249,19 +300,23 @@ def _is_weighted(item) -> bool:
 
 
 def _mixture(weighted: WeightedPictures) -> Mixture:
-    weights = [weight for _, weight in weighted]
-    if min(weights) < 0 or sum(weights) == 0:
-        raise ValueError(f"the weights of the style images are {weights}, wanted none below 0 and one above.")
     mixture = []
-    for picture, weight in weighted:
+    for picture, share in _with_shares(weighted, "style images"):
         contents = read_images(picture)
         if len(contents) != 1:
             raise ValueError(
                 f"a weight stands for {len(contents)} style images, wanted one: give each its own."
             )
-        if weight:
-            mixture.append((contents[0].rgb, weight / sum(weights)))
+        mixture.append((contents[0].rgb, share))
     return mixture
+
+
+def _with_shares(weighted: Sequence[tuple], what: str) -> list[tuple]:
+    """With weights that sum to 1; those of weight 0 are left out."""
+    weights = [weight for _, weight in weighted]
+    if min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(f"the weights of the {what} are {weights}, wanted none below 0 and one above.")
+    return [(one, weight / sum(weights)) for one, weight in weighted if weight]
 
 
 def _stroke_sizes(size: tuple[int, int], stroke_scale: float, strength: float) -> list[tuple[int, int]]:

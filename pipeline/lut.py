@@ -75,17 +75,22 @@ def apply_lut(rgb: Tensor, table: Tensor) -> Tensor:
 def write_cube(
     table: Tensor, path: str | os.PathLike, title: str = "StyleMamba", *, overwrite: bool = False
 ) -> None:
-    """Writes a table as a `.cube` file, whole or not at all. Red runs fastest, as editors expect."""
+    """Writes a table as a `.cube` file, whole or not at all."""
     path = Path(path)
     if path.suffix.lower() != ".cube":
         raise ValueError(f"{path} ends in {path.suffix!r}, wanted a name that ends in .cube.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: give another name, or overwrite=True to replace it.")
+    with atomic_write(path) as part:
+        part.write_text(cube_text(table, title), encoding="utf-8")
+
+
+def cube_text(table: Tensor, title: str) -> str:
+    """What a `.cube` file holds. Red runs fastest, as editors expect."""
     name = " ".join(title.replace('"', "'").split())
     lines = [f'TITLE "{name}"', f"LUT_3D_SIZE {table.shape[-1]}", "DOMAIN_MIN 0 0 0", "DOMAIN_MAX 1 1 1"]
     lines += [f"{r:.6f} {g:.6f} {b:.6f}" for r, g, b in table.flatten(1).mT.tolist()]
-    with atomic_write(path) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _smooth(grid: Tensor, axis: int) -> Tensor:

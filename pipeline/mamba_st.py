@@ -117,7 +117,11 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(embed_dim)
         self.unused_position = nn.Conv2d(embed_dim, embed_dim, 1) if compat else None
         self.decoder = PictureDecoder(
-            embed_dim, decoder_width or embed_dim // 2, patch_size, "nearest" if compat else "bilinear", pixel_skip
+            embed_dim,
+            decoder_width or embed_dim // 2,
+            patch_size,
+            "nearest" if compat else "bilinear",
+            pixel_skip,
         )
 
     def encode_content(self, images: Tensor) -> Tensor:

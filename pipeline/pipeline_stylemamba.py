@@ -6,6 +6,7 @@ modules; where parts come from is in `loading.py`.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -478,9 +479,15 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         self.styles.add(name, loaded, self.vae, self.style_decoder)
         return name
 
-    def set_styles(self, names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
-        """Puts loaded styles to use, mixed by `weights` (1 each if left out)."""
-        self.styles.use(names, weights)
+    def set_styles(
+        self,
+        names: str | Sequence[str],
+        weights: float | Sequence[float] | None = None,
+        mix: str = "linear",
+    ) -> None:
+        """Puts loaded styles to use, mixed by `weights` (1 each if left out). mix: how the directions are mixed that a decoder
+        that paints follows, "linear" or "slerp"; fused latents are always mixed linearly."""
+        self.styles.use(names, weights, mix)
 
     def list_styles(self) -> dict[str, float]:
         """Loaded styles with their weights; 0 is loaded but not in use."""
@@ -523,9 +530,9 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """The side of the tiles in which a picture of this size goes through `network`; None: it goes whole."""
         if getattr(network, "use_tiling", False):  # its own tiles, asked for with vae.enable_tiling
             return None
-        tile = self._tile
-        if tile is None and size[0] * size[1] * bytes_per_pixel(network) > WHOLE_BYTES:
-            tile = TILE
+        tile, fits = self._tile, WHOLE_BYTES // bytes_per_pixel(network)
+        if tile is None and size[0] * size[1] > fits:
+            tile = min(TILE, math.isqrt(fits) // 16 * 16)
         return tile if tile is not None and max(size) > tile else None
 
     def _sharing_statistics(

@@ -64,7 +64,7 @@ def stylize_regions(
                 f"the mask of region {number} is empty (0 everywhere): paint it white where to stylize."
             )
 
-    in_use, result = dict(pipe.styles.active), content.rgb
+    in_use, result = (dict(pipe.styles.active), pipe.styles.mix), content.rgb
     try:
         for region, mask in zip(regions, masks, strict=True):
             if region.style is None:
@@ -78,5 +78,5 @@ def stylize_regions(
             ).images
             result = composite(result, torch.as_tensor(painted).to(result), feather_mask(mask, feather))
     finally:
-        pipe.styles.active = in_use
+        pipe.styles.active, pipe.styles.mix = in_use
     return collect([Content(result, content.alpha)], output_type)

@@ -175,9 +175,7 @@ def fingerprint(module: nn.Module) -> str:
         if value.is_meta or value.dtype == torch.bfloat16:
             return "unknown"
         digest.update(name.encode())
-        digest.update(
-            value.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .losses import full_precision
 
+MIXES = ("linear", "slerp")
 _CONTRARY = -0.2  # below this cosine two prompts cancel more than they mix
 
 
@@ -29,11 +30,15 @@ def mix_directions(
     A direction that is alone, because all other weights are 0, is returned exactly as given.  Warns when two of
     the mixed directions point apart (cosine below -0.2).
     """
-    if mode not in ("linear", "slerp"):
+    if mode not in MIXES:
         raise ValueError(f"got mode {mode!r}; wanted 'linear' or 'slerp'")
     if len(directions) != len(weights) or not directions:
         raise ValueError(
             f"got {len(directions)} directions and {len(weights)} weights; wanted one weight for each"
+        )
+    if len(widths := {direction.shape[-1] for direction in directions}) > 1:
+        raise ValueError(
+            f"got directions of the widths {sorted(widths)}; wanted all of one encoder: styles of different models do not mix"
         )
     if abs(sum(weights)) < 1e-8:
         raise ValueError(

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from .fusion import StyleFusion
 from .style import Style, StyleFileError, fingerprint
 from .style_decoder import WeightChange, decoder_weights
-from .style_mixing import mix_directions
+from .style_mixing import MIXES, mix_directions
 
 logger = logging.getLogger(__name__)
 
 
 class StyleSet:
-    """`loaded`: name -> style. `active`: name -> weight of those in use, in order."""
+    """`loaded`: name -> style. `active`: name -> weight of those in use, in order. `mix`: how their directions are mixed."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, Style] = {}
         self.active: dict[str, float] = {}
+        self.mix = "linear"
         self._fusions: dict[str, StyleFusion] = {}
 
     def add(self, name: str, style: Style, vae: nn.Module, decoder: nn.Module | None = None) -> None:
@@ -39,7 +40,12 @@ class StyleSet:
         self.loaded[name] = style
         self.active = {name: 1.0}
 
-    def use(self, names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
+    def use(
+        self,
+        names: str | Sequence[str],
+        weights: float | Sequence[float] | None = None,
+        mix: str = "linear",
+    ) -> None:
         names = [names] if isinstance(names, str) else list(names)
         if weights is None:
             weights = [1.0] * len(names)
@@ -57,7 +63,14 @@ class StyleSet:
             raise ValueError(
                 f"got weights {weights} with the sum 0, which cancel: wanted some style to be left over."
             )
+        if mix not in MIXES:
+            raise ValueError(f"mix is {mix!r}, wanted one of {', '.join(MIXES)}.")
+        if mix == "slerp" and min(weights) < 0:
+            raise ValueError(
+                f"got weights {weights}: mix='slerp' wants none below 0, mix='linear' takes them."
+            )
         self.active = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight}
+        self.mix = mix
 
     def remove(self, names: str | Sequence[str] | None = None) -> None:
         names = list(self.loaded) if names is None else [names] if isinstance(names, str) else list(names)
@@ -91,7 +104,7 @@ class StyleSet:
     def prompt_embeds(self) -> Tensor:
         """(1, E): the mixture of the prompts that the styles in use were fitted to."""
         embeds = [self.loaded[name].prompt_embeds for name in self.active]
-        return mix_directions(*embeds, weights=list(self.active.values()))[None]
+        return mix_directions(*embeds, weights=list(self.active.values()), mode=self.mix)[None]
 
     def decoder_changes(self) -> tuple[list[dict[str, WeightChange]], list[float]]:
         """What `blend_changes` takes."""

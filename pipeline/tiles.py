@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from .conditional_decoder import ConditionalDecoder, StyleNorm
@@ -217,12 +218,13 @@ def _core(span: Span, count: int) -> slice:
 
 
 def bytes_per_pixel(network: nn.Module) -> int:
-    """About what a pass takes at its widest: four maps of float32 at full resolution. The decoder that paints has few
-    channels there, and most of its maps at half."""
+    """About what a pass takes at its widest, as measured on a CPU: four maps of float32 at full resolution. The decoder that
+    paints has few channels there, and most of its maps at half; those of Stable Diffusion carry twice the channels of its
+    encoder up to full resolution, in seven maps."""
     config = network.config
     if isinstance(network, ConditionalDecoder):
         return 128
-    channels = getattr(config, "encoder_block_out_channels", None) or getattr(
-        config, "block_out_channels", (128,)
-    )
-    return 16 * channels[0]
+    if isinstance(network, AutoencoderTiny):
+        return 16 * config.encoder_block_out_channels[0]
+    channels = config.get("block_out_channels") or config.down_block_out_channels
+    return 7 * 4 * 2 * channels[0]

@@ -12,7 +12,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from stylemamba import StyleFusion, StyleMambaPipeline, VGGFeatures
+from stylemamba import (
+    MambaST,
+    MambaSTPipeline,
+    SaMam,
+    SaMamPipeline,
+    StyleFusion,
+    StyleMambaPipeline,
+    VGGFeatures,
+)
+from stylemamba.pipeline.text_to_style import TextToStyle
 
 # Tiny tensors gain nothing from threads, and lose much where another process wants the same cores.
 torch.set_num_threads(1)
@@ -91,6 +100,35 @@ def awake(fusion: StyleFusion) -> StyleFusion:
     return fusion.eval()
 
 
+def painting(model: torch.nn.Module) -> torch.nn.Module:
+    """The same for SaMam and Mamba-ST."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            if name.startswith("decoder.") and parameter.shape == (3,):
+                parameter.fill_(0.5)  # about the middle of the colours
+    return model.eval()
+
+
+def tiny_samam(reads_prompts: bool = False) -> SaMamPipeline:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SaMam(8, 4, 8, encoder_depth=1, groups=1, group_depth=1, decoder_width=16, d_state=3)
+        parts = {}
+        if reads_prompts:
+            head = TextToStyle(WIDTH, 8, hidden_size=16).eval()
+            parts = {"text_encoder": tiny_text_encoder(), "tokenizer": tiny_tokenizer(), "text_head": head}
+        return SaMamPipeline(painting(model), style_size=64, **parts)
+
+
+def tiny_mamba_st() -> MambaSTPipeline:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MambaST(8, 4, encoder_depth=1, depth=1, decoder_width=16, d_state=3)
+        return MambaSTPipeline(painting(model))
+
+
 def tiny_components(vae=tiny_vae, **overrides) -> dict:
     """Arguments of `StyleMambaPipeline`, the same on every call."""
     with torch.random.fork_rng():
@@ -111,6 +149,16 @@ def tiny_components(vae=tiny_vae, **overrides) -> dict:
 def components():
     """`components()` gives fresh tiny components; keyword arguments replace some."""
     return tiny_components
+
+
+@pytest.fixture(scope="session")
+def samam():
+    return tiny_samam
+
+
+@pytest.fixture(scope="session")
+def mamba_st():
+    return tiny_mamba_st
 
 
 @pytest.fixture

@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from stylemamba import PromptFitConfig, StyleMambaPipeline, score
+from stylemamba.pipeline.deflicker import stylize_frames
 from stylemamba.pipeline.images import read_images
+from stylemamba.pipeline.lut import cube_text, fit_lut
+from stylemamba.pipeline.regions import Region, stylize_regions
+from stylemamba.weights import named_styles
 
 sys.path.insert(0, str(Path(__file__).parent))
 from real_comfyui import CHECKOUT, WORKFLOWS, RealComfyUI, nodes_of, read_workflow, to_api
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.skipif(not CHECKOUT, reason="needs a whole ComfyUI: set
 
 IDS = {f"StyleMamba{name}" for name in (
     "Loader", "PromptFit", "Fuse", "Decode", "Stylize", "BlendStyles", "LoadStyle", "SaveStyle", "StyleFromImage", "Score",
+    "Region", "SaveLUT",
 )}  # fmt: skip
 
 
@@ -204,7 +209,8 @@ class TestWorkflows:
         for node in workflow["nodes"]:
             node["mode"] = 0
         info = server.get("/object_info")
-        (stored,) = info["StyleMambaLoadStyle"]["input"]["required"]["style_name"][1]["options"]
+        stored, *named = info["StyleMambaLoadStyle"]["input"]["required"]["style_name"][1]["options"]
+        assert named == list(named_styles())
         again = to_api(workflow, info)
         (load,) = nodes_of(again, "StyleMambaLoadStyle")
         assert again[load]["inputs"]["style_name"] == stored
@@ -247,11 +253,12 @@ class TestWorkflows:
     def test_two_styles_by_mask(self, server, prompt, pipe, photo):
         asked = prompt("4-two-styles-by-mask")
         done = server.run(asked)
-        first, second = (asked[name]["inputs"]["prompt"] for name in nodes_of(asked, "StyleMambaStylize"))
+        first, second = (asked[name]["inputs"]["prompt"] for name in nodes_of(asked, "StyleMambaRegion"))
         (threshold,) = nodes_of(asked, "ThresholdMask")
         mask = (photo[:, 2] > asked[threshold]["inputs"]["value"]).float()
         assert 0.1 < mask.mean() < 0.9
-        wanted = run(pipe, run(pipe, photo, first, mask_image=mask), second, mask_image=1 - mask)
+        regions = [Region(mask, first), Region(1 - mask, second)]
+        wanted = stylize_regions(pipe, photo, regions, output_type="pt")
         assert_close(server.pictures(done, *nodes_of(asked, "SaveImage")), wanted)
 
     def test_blend_of_three(self, server, prompt, pipe, photo):
@@ -275,18 +282,23 @@ class TestWorkflows:
             crop.update({side: crop[side] // 2 for side in ("width", "height", "x", "y")})
         done = server.run(asked)
         frames = [photo[..., c["y"] :, c["x"] :][..., : c["height"], : c["width"]] for c in crops]
-        wanted = run(pipe, torch.cat(frames), asked[stylize]["inputs"]["prompt"])
+        inputs = asked[stylize]["inputs"]
+        assert inputs["deflicker"] == 0.9
+        shown = stylize_frames(
+            lambda frame: run(pipe, frame, inputs["prompt"]), frames, deflicker=inputs["deflicker"]
+        )
+        wanted = torch.cat(list(shown))
         assert_close(server.pictures(done, "frames"), wanted)
 
-        (film,) = done.outputs[nodes_of(asked, "SaveVideo")[0]]["images"]
-        with av.open(server.base / "output" / film["subfolder"] / film["filename"]) as video:
+        (file,) = done.outputs[nodes_of(asked, "SaveVideo")[0]]["images"]
+        with av.open(server.base / "output" / file["subfolder"] / file["filename"]) as video:
             stream = video.streams.video[0]
             assert stream.average_rate == asked[nodes_of(asked, "CreateVideo")[0]]["inputs"]["fps"]
-            shown = [
+            film = [
                 torch.from_numpy(frame.to_ndarray(format="rgb24")) / 255 for frame in video.decode(stream)
             ]
-        assert len(shown) == len(frames)
-        assert (torch.stack(shown).movedim(-1, 1) - wanted).abs().mean() < 0.05
+        assert len(film) == len(frames)
+        assert (torch.stack(film).movedim(-1, 1) - wanted).abs().mean() < 0.05
 
     def test_style_from_image(self, server, prompt, pipe, photo):
         asked = prompt("7-style-from-image")
@@ -319,6 +331,87 @@ class TestWorkflows:
         )
         wanted = torch.cat([photo, gap, painted[0], gap, painted[1]], dim=-1)
         assert_close(server.pictures(done, *nodes_of(asked, "SaveImage")), wanted)
+
+
+class TestNewWorkflow:
+    """Nodes that no example has, as a user would put them together."""
+
+    def test_a_style_picture_and_the_model_that_paints_from_it(self, server, prompt, samam, photo):
+        """No loader, and a model of the user's own that was put there while the server ran."""
+        samam().save_pretrained(server.base / "models" / "stylemamba" / "my-samam")
+        assert (
+            "my-samam"
+            in server.get("/object_info")["StyleMambaStyleFromImage"]["input"]["optional"]["method"][1][
+                "options"
+            ]
+        )
+        asked = prompt("1-stylize")
+        ((load,), (stylize,), (save,)) = (
+            nodes_of(asked, kind) for kind in ("LoadImage", "StyleMambaStylize", "SaveImage")
+        )
+        asked["style"] = {
+            "class_type": "StyleMambaStyleFromImage",
+            "inputs": {"image": [load, 0], "method": "my-samam"},
+        }
+        asked[stylize]["inputs"]["style"] = ["style", 0]
+        done = server.run(asked)
+        assert done.end == "execution_success", done.messages[-1]
+        wanted = samam()(photo, photo, output_type="pt").images
+        assert_close(server.pictures(done, save), wanted)
+
+        asked[save]["inputs"]["images"] = [load, 0]
+        asked["keep"] = {
+            "class_type": "StyleMambaSaveStyle",
+            "inputs": {"style": ["style", 0], "file_name": "seen"},
+        }
+        refused = server.run(asked)
+        assert refused.end == "execution_error"
+        assert "a picture for 'my-samam': save the picture" in refused.messages[-1][1]["exception_message"]
+
+    def test_weighted_prompts_by_slerp_and_their_tone_as_a_table(self, server, prompt, pipe, photo):
+        asked = prompt("1-stylize")
+        ((load,), (stylize,), (save,)) = (
+            nodes_of(asked, kind) for kind in ("LoadImage", "StyleMambaStylize", "SaveImage")
+        )
+        asked["words"] = {"class_type": "PrimitiveString", "inputs": {"value": "stained glass"}}
+        asked["named"] = {"class_type": "StyleMambaLoadStyle", "inputs": {"style_name": "starry-night"}}
+        asked["blend"] = {
+            "class_type": "StyleMambaBlendStyles",
+            "inputs": {
+                "style_a": ["words", 0],
+                "weight_a": 0.6,
+                "style_b": ["named", 0],
+                "weight_b": 0.4,
+                "mix": "slerp",
+            },
+        }
+        asked[stylize]["inputs"]["style"] = ["blend", 0]
+        asked["table"] = {
+            "class_type": "StyleMambaSaveLUT",
+            "inputs": {"content": [load, 0], "stylized": [stylize, 0], "file_name": "tone"},
+        }
+        done = server.run(asked)
+        assert done.end == "execution_success", done.messages[-1]
+        mixture = [("stained glass", 0.6), (named_styles()["starry-night"], 0.4)]
+        wanted = run(pipe, photo, mixture, mix="slerp")
+        assert_close(server.pictures(done, save), wanted)
+        assert done.outputs["table"]["text"] == ["Saved as tone.cube"]
+        path = server.base / "output" / "tone.cube"
+        numbers = [
+            torch.tensor(
+                [[float(n) for n in line.split()] for line in text.splitlines() if line[0].isdigit()]
+            )
+            for text in (path.read_text(), cube_text(fit_lut(photo, wanted), "tone"))
+        ]
+        torch.testing.assert_close(*numbers, atol=2e-3, rtol=0)
+
+        # another tone under that name: a sentence, and the file stays
+        before = path.read_bytes()
+        asked["blend"]["inputs"]["mix"] = "linear"
+        refused = server.run(asked)
+        assert refused.end == "execution_error"
+        assert "tone.cube is in the output folder already" in refused.messages[-1][1]["exception_message"]
+        assert path.read_bytes() == before
 
 
 class TestFit:

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import SiglipConfig, SiglipModel
 from typer.testing import CliRunner
 
-from stylemamba import PromptFitConfig, Style, StyleMambaPipeline
+from stylemamba import MambaSTPipeline, PromptFitConfig, SaMamPipeline, Style, StyleMambaPipeline
 from stylemamba.pipeline.command_line import fit as fit_command
 from stylemamba.pipeline.command_line.app import app
 from stylemamba.pipeline.command_line.styles import sparkline
@@ -40,7 +40,7 @@ def a_photo(size: tuple[int, int] = (40, 48)) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory, components, taesd) -> Path:
+def shelf(tmp_path_factory, components, taesd, samam, mamba_st) -> Path:
     """A model, a SigLIP checkpoint, two styles, and an installation with a bundled model in the layout of `weights`."""
     shelf = tmp_path_factory.mktemp("shelf")
     pipe = StyleMambaPipeline(**components())
@@ -54,13 +54,11 @@ def shelf(tmp_path_factory, components, taesd) -> Path:
         config = PromptFitConfig(epochs=2, train="fusion", preset="fast")
         pipe.fit_style(a_photo(), prompt, config=config).save(shelf / f"{name}.safetensors")
 
-    starter = StyleMambaPipeline(**components(vae=taesd))
-    style = starter.fit_style(a_photo(), "stained glass", config=PromptFitConfig(epochs=1, train="fusion"))
-    style.info["title"] = "Glass of Chartres"
-    styles = shelf / "weights" / "starter" / "styles"
+    samam(reads_prompts=True).save_pretrained(shelf / "samam")
+    mamba_st().save_pretrained(shelf / "mamba-st")
+
     parts = components(vae=taesd, text_encoder=None, tokenizer=None, image_encoder=None, perceptual=None)
-    StyleMambaPipeline(**parts).save_pretrained(styles.parent)
-    style.save(styles / "chartres.safetensors")
+    StyleMambaPipeline(**parts).save_pretrained(shelf / "weights" / "starter")
     (shelf / "weights" / "photos").mkdir()
     for name, size in (("hills", (64, 40)), ("cat", (32, 32))):
         a_photo(size).save(shelf / "weights" / "photos" / f"{name}.webp")
@@ -201,6 +199,87 @@ def test_stylize_mask_and_style_image(here):
     assert not np.array_equal(before[:, :20], after[:, :20])
 
 
+def test_stylize_in_the_style_of_pictures(here):
+    for name, size in (("one", (64, 80)), ("two", (70, 64))):
+        a_photo(size).rotate(90).save(f"{name}.png")
+    pictures = ["--style-image", "one.png", "--weight", 3, "--style-image", "two.png", "--weight", 1]
+    settings = ["--strength", 0.8, "--structure", 0.2, "--stroke-scale", 1.5, "--preserve-color"]
+    run("stylize", "photo.png", *pictures, *settings, "--model", "samam", "-o", "out/")
+    pipe = SaMamPipeline.from_pretrained("samam")
+    mixture = [(Image.open("one.png"), 3), (Image.open("two.png"), 1)]
+    wanted = pipe(a_photo(), mixture, strength=0.8, structure=0.2, stroke_scale=1.5, preserve_color=True)
+    assert np.array_equal(Image.open("out/photo-one-two.png"), wanted.images[0])
+
+    pictures = ["--style-image", "one.png", "--shuffles", 2]
+    run("stylize", "photo.png", *pictures, "--seed", 5, "--model", "mamba-st", "-o", "five.png")
+    run("stylize", "photo.png", *pictures, "--model", "mamba-st", "-o", "zero.png")
+    pipe, generator = MambaSTPipeline.from_pretrained("mamba-st"), torch.Generator().manual_seed(5)
+    wanted = pipe(a_photo(), Image.open("one.png"), shuffles=2, generator=generator).images[0]
+    assert np.array_equal(Image.open("five.png"), wanted)
+    assert not np.array_equal(Image.open("zero.png"), wanted)
+
+
+def test_stylize_by_samam_with_prompts(here):
+    prompts = ["stained glass", "--style", "mosaic", "--model", "samam"]
+    assert run("stylize", "photo.png", *prompts) == "photo-stained-glass.png\nphoto-mosaic.png\n"
+    run("stylize", "photo.png", *prompts, "--weight", 1, "--weight", 3)
+    pipe = SaMamPipeline.from_pretrained("samam")
+    for name, prompt in (
+        ("stained-glass", "stained glass"),
+        ("mosaic", named_styles()["mosaic"]),
+        ("stained-glass-mosaic", [("stained glass", 1), (named_styles()["mosaic"], 3)]),
+    ):
+        assert np.array_equal(Image.open(f"photo-{name}.png"), pipe(a_photo(), prompt=prompt).images[0])
+
+
+def test_stylize_by_a_short_name(here, shelf, tmp_path, monkeypatch):
+    for name in ("samam", "mamba-st"):
+        Path(name).unlink()  # a folder of that name would be meant
+    monkeypatch.setattr("stylemamba.weights._HERE", tmp_path)
+    (tmp_path / "registry.json").write_text('{"models": {"samam-tiny": {"folder": "samam-tiny"}}}')
+    (tmp_path / "samam-tiny").symlink_to(shelf / "samam")
+    a_photo((64, 64)).save("one.png")
+    for name in ("samam", "samam-tiny"):
+        run("stylize", "photo.png", "--style-image", "one.png", "--model", name, "-o", f"{name}.png")
+    assert np.array_equal(Image.open("samam.png"), Image.open("samam-tiny.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--model", "samam"], 2, "wanted a PROMPT, a --style, a --style-image"),
+        (["ink", "--model", "mamba-st"], 1, "reads no prompt: give pictures with --style-image"),
+        (["ink", "--style-image", "other.png", "--model", "samam"], 2, "or a PROMPT if it reads any; got both"),
+        (["--style", "glass.safetensors", "--model", "samam"], 2, "has no use for a fitted style"),
+        (["--style-image", "other.png", "--tile", "512", "--model", "samam"], 2, "has no use for --tile"),
+        (["--style-image", "other.png", "--mix", "slerp", "--model", "samam"], 2, "has no use for --mix slerp"),
+        (["--region", "other.png=mosaic", "--model", "samam"], 2, "has no use for --region"),
+        (["--style-image", "other.png", "--vae", "model", "--model", "samam"], 2, "has no use for --vae"),
+        (["--style-image", "other.png", "--weight", "1", "--weight", "2", "--model", "samam"], 2, "got 1 style images and 2 weights"),
+        (["--style-image", "other.png", "--weight", "0", "--model", "samam"], 1, "the weights of the style images are [0.0]"),
+        (["--style-image", "other.png", "--shuffles", "1", "--model", "samam"], 1, "SaMamPipeline has no style tokens"),
+        (["--style-image", "nosuch.png", "--model", "samam"], 1, "nosuch.png does not exist"),
+        (["--style-image", "bad.png", "--model", "samam"], 1, "bad.png is no picture"),
+        (["--style-image", "other.png", "--style-image", "photo.png", "--model", "model"], 2, "got 2 times --style-image"),
+        (["ink", "--shuffles", "1", "--model", "model"], 2, "--shuffles and --seed belong to --model mamba-st"),
+        (["ink", "--seed", "1", "--model", "model"], 2, "--shuffles and --seed belong to --model mamba-st"),
+    ],
+)  # fmt: skip
+def test_stylize_bad_usage_of_image_guided_models(here, arguments, code, sentence):
+    a_photo((64, 64)).save("other.png")
+    Path("bad.png").write_bytes(b"no picture")
+    before = files()
+    assert sentence in " ".join(run("stylize", "photo.png", *arguments, code=code).split())
+    assert files() == before
+
+
+def test_no_video_by_image_guided_models(here):
+    Path("clip.mp4").touch()
+    a_photo((64, 64)).save("other.png")
+    said = run("stylize", "clip.mp4", "--style-image", "other.png", "--model", "samam", code=2)
+    assert "--model samam has no use for a video" in said
+
+
 def test_stylize_goes_on_after_a_bad_picture(here):
     Path("in").mkdir()
     for name in ("a.png", "c.png"):
@@ -218,11 +297,6 @@ def test_stylize_of_parts_needs_no_text_encoder_for_a_style(here):
     run("stylize", "photo.png", "--style", "glass.safetensors", "--model", "model", "-o", "whole.png")
     run("stylize", "photo.png", "--style", "glass.safetensors", "--vae", "model", "-o", "parts.png")
     assert np.array_equal(Image.open("whole.png"), Image.open("parts.png"))
-
-
-def test_bundled_styles_go_by_name(here, bundled):
-    assert run("stylize", "photo.png", "--style", "chartres", "--dtype", "bfloat16") == "photo-chartres.png\n"
-    assert "Glass of Chartres" in run("styles", "list")
 
 
 @pytest.mark.parametrize(
@@ -634,6 +708,8 @@ def test_styles_list(here):
     Path("empty").mkdir()
     assert run("styles", "list", "empty") == "No style file in empty.\n"
     assert "nosuch is not a folder" in run("styles", "list", "nosuch", code=1)
+    said = run("styles", "list")
+    assert all(name in said and prompt in said for name, prompt in named_styles().items())
 
 
 def test_styles_show(here):
@@ -647,6 +723,10 @@ def test_styles_show(here):
         "styles", "show", "glass.safetensors", "--thumbnail", "t.jpg", code=1
     )
     assert "photo.png is no whole safetensors" in run("styles", "show", "photo.png", code=1)
+    assert run("styles", "show", "mosaic", "--thumbnail", "m.png").splitlines() == [
+        f"mosaic: {named_styles()['mosaic']}",
+        "m.png",
+    ]
 
 
 def test_a_prompt_cannot_command_the_terminal(here):
@@ -658,12 +738,14 @@ def test_a_prompt_cannot_command_the_terminal(here):
     assert "[red]not a tag[/red]" in said
 
 
-def test_styles_sheet(here, bundled):
+def test_styles_sheet(here):
     run("styles", "sheet", ".", "-o", "mine.png", "--columns", 2)
     assert Image.open("mine.png").width > 2 * 192
     assert "exists already" in run("styles", "sheet", ".", "-o", "mine.png", code=1)
-    run("styles", "sheet")  # the named styles, and the bundled file
+    run("styles", "sheet")  # the named styles
     assert Image.open("styles.jpg").width > 6 * 192
+    Path("empty").mkdir()
+    assert "no style with a thumbnail in empty" in run("styles", "sheet", "empty", "-o", "no.png", code=1)
 
 
 def test_every_named_style_has_a_thumbnail():
@@ -712,6 +794,16 @@ def test_styles_blend(here):
     assert Path("b.png").read_bytes() == Path("s.png").read_bytes()
     wrong = run("styles", "blend", "photo.png", "glass.safetensors", "--weight", 1, "--weight", 2, code=2)
     assert "got 1 styles and 2 weights" in wrong
+    both = ["glass.safetensors", "neon.safetensors", "--weight", 1, "--weight", -1]
+    assert "sum to 0" in run("styles", "blend", "photo.png", *both, code=2)
+
+
+def test_styles_blend_of_named_styles_by_slerp(here):
+    options = ["--weight", 0.7, "--weight", 0.3, "--mix", "slerp", "--model", "model", "-o", "b.png"]
+    run("styles", "blend", "photo.png", "mosaic", "neon", *options)
+    mixture = [(named_styles()["mosaic"], 0.7), (named_styles()["neon"], 0.3)]
+    expected = StyleMambaPipeline.from_pretrained("model")(a_photo(), mixture, mix="slerp").images[0]
+    assert np.array_equal(Image.open("b.png"), expected)
 
 
 def test_sparkline():
@@ -785,7 +877,7 @@ def test_doctor(here, bundled, monkeypatch):
         "runs",
         "device cpu",
         "bundled model starter",
-        "1 styles",
+        "for --model tiny",
         "mamba_ssm",
         "Hub cache",
     ):

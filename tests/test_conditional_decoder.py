@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, StyleNorm
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, StyleNorm, _conv_at_twice
 
 
 @pytest.fixture
@@ -134,3 +134,13 @@ def test_a_scale_it_cannot_do_is_refused():
 
 def test_default_widths_fit_the_bundled_model():
     assert math.isclose(sum(p.numel() for p in ConditionalDecoder().parameters()), 1.2e6, rel_tol=0.05)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 4)])
+def test_a_convolution_at_twice_the_size(size):
+    """As upsampling, repeating the border, and then convolving; nothing but the order of sums is different."""
+    torch.manual_seed(0)
+    conv, x = torch.nn.Conv2d(6, 4, 3), torch.randn(2, 6, *size)
+    twice = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    wanted = conv(F.pad(twice, (1, 1, 1, 1), mode="replicate"))
+    torch.testing.assert_close(_conv_at_twice(x, conv), wanted, rtol=1e-5, atol=1e-5)

@@ -8,35 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline, StyleMambaPipeline
+from stylemamba import SaMamPipeline, StyleMambaPipeline
 from stylemamba.pipeline.controls import luminance
+from stylemamba.pipeline.loading import load_pipeline
 
 
-def awake(model):
-    """A model that does something: the identity it starts as would hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-            if name.startswith("decoder.") and parameter.shape == (3,):
-                parameter.fill_(0.5)  # about the middle of the colours
-    return model.eval()
-
-
-def samam():
-    torch.manual_seed(0)
-    model = SaMam(8, 4, 8, encoder_depth=1, groups=1, group_depth=1, decoder_width=16, d_state=3)
-    return SaMamPipeline(awake(model), style_size=64)
-
-
-def mamba_st():
-    torch.manual_seed(0)
-    return MambaSTPipeline(awake(MambaST(8, 4, encoder_depth=1, depth=1, decoder_width=16, d_state=3)))
-
-
-@pytest.fixture(params=[samam, mamba_st], ids=["samam", "mamba-st"])
+@pytest.fixture(params=["samam", "mamba_st"])
 def pipe(request):
-    pipe = request.param()
+    pipe = request.getfixturevalue(request.param)()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def reader(samam):
+    """A SaMam that reads prompts as well."""
+    pipe = samam(reads_prompts=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -149,7 +136,7 @@ class TestStyles:
 
 
 class TestShuffle:
-    def test_one_seed_is_one_result_alone_and_in_a_batch(self):
+    def test_one_seed_is_one_result_alone_and_in_a_batch(self, mamba_st):
         pipe = mamba_st()
         photos = [picture(seed=0), picture(seed=1)]
 
@@ -161,9 +148,74 @@ class TestShuffle:
         torch.testing.assert_close(torch.cat([run(photo, 5) for photo in photos]), batch)
         assert not torch.allclose(run(photos, 6), batch, atol=1e-4)
 
-    def test_samam_has_nothing_to_shuffle(self):
+    def test_samam_has_nothing_to_shuffle(self, samam):
         with pytest.raises(ValueError, match="shuffles is 1, wanted 0: SaMamPipeline has no style tokens"):
             samam()(picture(), STYLE, shuffles=1)
+
+
+class TestPrompts:
+    """Words in place of a style image: SaMam with a text encoder and a head."""
+
+    def run(self, pipe, prompt, **options):
+        return pipe(picture(), prompt=prompt, output_type="pt", **options).images
+
+    def test_a_prompt_is_the_style_that_the_head_makes_of_it(self, reader):
+        with torch.no_grad():
+            style = reader.encode_prompt(["stained glass"])
+            wanted = reader.decode(reader.model.fuse(reader.encode_content(picture()), style)).clamp(0, 1)
+        assert style.shape == (1, 8, 3, 3)
+        torch.testing.assert_close(self.run(reader, "stained glass"), wanted)
+        assert not torch.allclose(wanted, self.run(reader, "neon city at night"), atol=1e-3)
+
+    def test_one_for_each_picture_and_mixtures(self, reader):
+        glass, neon = self.run(reader, "stained glass"), self.run(reader, "neon city at night")
+        both = self.run(reader, ["stained glass", "neon city at night"])
+        torch.testing.assert_close(both, torch.cat([glass, neon]))
+        mixed = self.run(reader, [("stained glass", 1), ("neon city at night", 3)])
+        with torch.no_grad():
+            styles = reader.encode_prompt(["stained glass", "neon city at night"])
+            style = 0.25 * styles[:1] + 0.75 * styles[1:]
+            wanted = reader.decode(reader.model.fuse(reader.encode_content(picture()), style)).clamp(0, 1)
+        torch.testing.assert_close(mixed, wanted)
+
+    def test_the_head_begins_at_the_middle_of_the_artworks(self, reader):
+        head = reader.text_head
+        with torch.no_grad():
+            head.center.fill_(2.0)
+            head.spread.fill_(3.0)
+            head.head[-1].weight.zero_()
+            head.head[-1].bias.fill_(-1.0)
+            assert torch.equal(reader.encode_prompt(["mosaic"]), torch.full((1, 8, 3, 3), -1.0))
+
+    def test_pictures_still_do(self, reader, samam):
+        without = samam()
+        without.set_progress_bar_config(disable=True)
+        wanted = without(picture(), STYLE, output_type="pt").images
+        torch.testing.assert_close(reader(picture(), STYLE, output_type="pt").images, wanted)
+
+    def test_save_and_load(self, reader, tmp_path):
+        reader.save_pretrained(tmp_path)
+        loaded = load_pipeline(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(self.run(loaded, "mosaic"), self.run(reader, "mosaic"))
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        assert index["text_head"] == ["stylemamba.pipeline.text_to_style", "TextToStyle"]
+
+    def test_who_reads_no_prompts_says_so(self, pipe):
+        with pytest.raises(ValueError, match="this (SaMam|MambaST)Pipeline reads none: give a style_image"):
+            pipe(picture(), prompt="mosaic")
+
+    def test_one_of_both_is_wanted(self, reader, pipe):
+        with pytest.raises(ValueError, match="got both of style_image and prompt"):
+            reader(picture(), STYLE, prompt="mosaic")
+        with pytest.raises(ValueError, match="got neither .*, wanted a style_image or a prompt"):
+            reader(picture())
+        with pytest.raises(ValueError, match="got neither .*, wanted a style_image[.]"):
+            pipe(picture())
+
+    def test_weights(self, reader):
+        with pytest.raises(ValueError, match=r"the weights of the prompts are \[0[.]5, -1[.]0\]"):
+            self.run(reader, [("mosaic", 0.5), ("stained glass", -1)])
 
 
 class TestWrongInputs:
@@ -184,7 +236,7 @@ class TestWrongInputs:
             ({"style_image": [(torch.cat([STYLE, STYLE]), 1.0)]}, "a weight stands for 2 style images"),
             (
                 {"style_image": [STYLE, OTHER], "image": [picture()] * 3},
-                "got 2 style images for 3 pictures, wanted as many",
+                "got 2 styles for 3 pictures, wanted as many",
             ),
             ({"image": torch.rand(1, 3, 8, 8)}, "wanted at least 16 px"),
         ],
@@ -203,7 +255,8 @@ class TestWrongInputs:
 class TestFolders:
     def test_save_and_load(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)
-        loaded = type(pipe).from_pretrained(tmp_path)
+        loaded = load_pipeline(tmp_path)
+        assert type(loaded) is type(pipe)
         loaded.set_progress_bar_config(disable=True)
         torch.testing.assert_close(
             loaded(picture(), STYLE, output_type="pt").images, pipe(picture(), STYLE, output_type="pt").images

@@ -26,6 +26,7 @@ import stylemamba
 import stylemamba.weights
 from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.fusion import PRESETS
+from stylemamba.pipeline.loading import load_pipeline
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {
@@ -132,11 +133,34 @@ class TestBundled:
 
     @pytest.mark.parametrize("name", stylemamba.weights.bundled_names())
     def test_every_bundled_model_loads_and_paints(self, name):
-        pipe, how = StyleMambaPipeline.from_pretrained(name, local_files_only=True), {}
-        if pipe.text_encoder is None:  # it follows no prompt, but comes with styles
-            pipe.load_style(stylemamba.weights.bundled_styles(name)[0])
-            how = {"prompt": None}
+        pipe = load_pipeline(name, local_files_only=True)
+        how = {} if isinstance(pipe, StyleMambaPipeline) else {"prompt": None, "style_image": 1 - picture()}
         assert not torch.equal(run(pipe, **how), run(pipe, **how, strength=0))
+        if getattr(pipe, "reads_prompts", False):
+            assert not torch.equal(run(pipe), run(pipe, prompt="an ink drawing"))
+
+    def test_a_folder_is_loaded_by_its_own_class(self, saved, samam, mamba_st, tmp_path):
+        assert type(load_pipeline(saved)) is StyleMambaPipeline
+        for pipe in (samam(), mamba_st()):
+            pipe.save_pretrained(tmp_path / "guided")
+            assert type(load_pipeline(tmp_path / "guided")) is type(pipe)
+        with pytest.raises(OSError, match="has no model_index.json"):
+            load_pipeline(tmp_path)
+
+    def test_a_model_that_is_not_there_is_not_listed(self, tmp_path, monkeypatch):
+        (tmp_path / "registry.json").write_text(
+            '{"models": {"here": {"folder": "here"}, "gone": {"folder": "gone"}}}'
+        )
+        (tmp_path / "here").mkdir()
+        monkeypatch.setattr(stylemamba.weights, "_HERE", tmp_path)
+        assert stylemamba.weights.bundled_names() == ["here"]
+        assert stylemamba.weights.bundled_folder("gone") is None
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+    def test_what_a_broken_folder_holds_is_not_known(self, tmp_path, text):
+        assert stylemamba.weights.pipeline_of(tmp_path) is None
+        (tmp_path / "model_index.json").write_text(text)
+        assert stylemamba.weights.pipeline_of(tmp_path) is None
 
 
 class TestHub:

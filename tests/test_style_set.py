@@ -9,6 +9,7 @@ import torch
 from stylemamba import Style, StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.style import StyleFileError, describe_component
 from stylemamba.pipeline.style_decoder import StyleDecoder
+from stylemamba.pipeline.style_mixing import mix_directions
 
 WIDTH = 32  # of the tiny towers
 
@@ -171,6 +172,28 @@ def test_a_mix_moves_the_latents_and_the_decoder_by_the_weighted_sum(styled, pho
             result(styled, photo), decoded[..., :48, :40].clamp(0, 1), atol=1e-3, rtol=1e-3
         )
     assert (wanted - z).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("mix", ["linear", "slerp"])
+def test_directions_are_mixed_as_asked_and_latents_linearly(styled, photo, mix):
+    styled.set_styles(["glass", "ink"], [0.7, 0.3], mix=mix)
+    directions = [styled.styles.loaded[name].prompt_embeds for name in ("glass", "ink")]
+    mixed = mix_directions(*directions, weights=[0.7, 0.3], mode=mix)
+    assert torch.equal(styled.styles.prompt_embeds()[0], mixed)
+    latents = styled.encode_image(photo)
+    fused = styled.fuse(latents)
+    styled.set_styles(["glass", "ink"], [0.7, 0.3])
+    assert torch.equal(styled.fuse(latents), fused)
+    assert torch.equal(mixed, styled.styles.prompt_embeds()[0]) == (mix == "linear")
+
+
+def test_a_mix_that_is_none_is_refused_and_changes_nothing(styled):
+    before = styled.list_styles()
+    with pytest.raises(ValueError, match="mix is 'round', wanted one of linear, slerp"):
+        styled.set_styles(["glass", "ink"], mix="round")
+    with pytest.raises(ValueError, match="slerp' wants none below 0"):
+        styled.set_styles(["glass", "ink"], [1.0, -0.5], mix="slerp")
+    assert styled.list_styles() == before and styled.styles.mix == "linear"
 
 
 def test_a_prompt_steers_the_style_in_use(styled, photo):

@@ -9,7 +9,7 @@ from torch import nn
 
 from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
-from stylemamba.pipeline.pipeline_stylemamba import TILE_HALO
+from stylemamba.pipeline.pipeline_stylemamba import TILE_HALO, WHOLE_BYTES
 from stylemamba.pipeline.tiles import SharedStatistics, run_in_tiles, spans
 
 _BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
@@ -176,6 +176,21 @@ class TestPipelineInTiles:
         pipe.disable_tiling()
         assert not torch.equal(tiled, whole)  # it did something
         assert (tiled - whole).abs().max() < 2 / 255
+
+    def test_a_large_autoencoder_takes_tiles_that_fit(self, components):
+        """One of Stable Diffusion's size carries 256 channels of float32 at full resolution, in seven maps."""
+        with torch.device("meta"):
+            vae = AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=["DownEncoderBlock2D"] * 4,
+                up_block_types=["UpDecoderBlock2D"] * 4,
+            )
+        pipe = StyleMambaPipeline(**components(vae=lambda: vae))
+        assert pipe._tile_for(vae, (512, 512)) is None
+        tile = pipe._tile_for(vae, (4096, 4096))
+        assert tile % 16 == 0 and 400 < tile and tile**2 * 7 * 256 * 4 <= WHOLE_BYTES
+        pipe.enable_tiling(256)
+        assert pipe._tile_for(vae, (512, 512)) == 256
 
     @pytest.mark.parametrize("tile", [100, 200, 0])
     def test_a_tile_that_cannot_work_says_so(self, pipe, tile):

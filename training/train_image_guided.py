@@ -2,8 +2,8 @@
 
     python training/train_image_guided.py DATA PAIRS OUT --model samam --vgg VGG16 --minutes 90
 
-First a teacher's pictures are reproduced (teach_pairs.py made them): from a random start the losses of the papers paint
-speckle. Then, from `--losses-from` minutes on, those losses take over, as all papers of this family state them: content
+First a teacher's pictures are reproduced (teach_pairs.py made them), their pixels and the first maps of a VGG: from a random
+start the losses of the papers paint speckle. Then, from `--losses-from` minutes on, those losses take over, as all papers of this family state them: content
 (standardised maps of a VGG), style (means and deviations of its maps), and two identities, of a photo in its own style and
 of an artwork in its own. The VGG's channels are scaled to a root mean square of one, since the papers' weights were chosen for a
 network of even channels. (Scaled to a mean of one, as that network is, channels that rarely fire outweigh all others.)
@@ -21,6 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from pictures import read
 from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
@@ -54,10 +55,9 @@ MODELS = {"samam": (SaMam, SaMamPipeline), "mamba-st": (MambaST, MambaSTPipeline
 WEIGHTS = {"samam": IMAGE_STYLE_WEIGHTS["samam_code"], "mamba-st": IMAGE_STYLE_WEIGHTS["mamba_st_code"]}
 TAPS = ("1_1", "2_1", "3_1", "4_1", "5_1")
 CONTENT_TAPS = slice(3, 5)
-STYLE_SIDE, STYLE_CROP = (
-    256,
-    192,
-)  # of an artwork, and of what is seen of it: most, so that its colours are there
+STYLE_SIDE = 256  # of an artwork
+STYLE_CROP = 192  # of it, most, so that its colours are there
+TEACHER_TAPS = slice(0, 3)  # the teacher's strokes, not only its pixels, are to be reproduced
 IDENTITY_CROP = 96  # of the pictures that are to stay as they are
 
 
@@ -165,14 +165,22 @@ def main() -> None:
 
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
             result = model(photos, styles, wide, **options).float()
-        distance = picture_distance(result, torch.lerp(photos, targets, wide), torch.ones_like(strength))
+        wanted = torch.lerp(photos, targets, wide)
+        distance = picture_distance(result, wanted, torch.ones_like(strength))
         terms = {"teacher": distance}
         full = (strength == 1).nonzero()[: args.judged, 0]
-        if by_losses and len(full):
+        loss = args.teacher_weight * distance
+        if len(full):
             features = features or ScaledMaps(
                 maps_of, [artworks[a][None].to(device).float() / 255 for a in some]
             )
             got = features(result[full])
+            with torch.no_grad():
+                of_teacher = features(wanted[full])[TEACHER_TAPS]
+            pairs_of_maps = zip(got[TEACHER_TAPS], of_teacher, strict=True)
+            terms["teacher_maps"] = sum(F.l1_loss(a, b) for a, b in pairs_of_maps)
+            loss = loss + args.teacher_weight / 4 * terms["teacher_maps"]
+        if by_losses and len(full):
             with torch.no_grad():
                 of_photo, of_style = features(photos[full]), features(styles[full])
             same = torch.stack([side[0, :, :IDENTITY_CROP, :IDENTITY_CROP] for side in (photos, styles)])
@@ -183,9 +191,7 @@ def main() -> None:
             terms["style"] = mean_std_loss(got, of_style)
             terms["identity"], terms["identity_maps"] = pixels, maps
             total = image_style_total(terms["content"], terms["style"], pixels, maps, WEIGHTS[args.model])
-            loss = args.teacher_weight * distance + by_losses * total
-        else:
-            loss = args.teacher_weight * distance
+            loss = loss + by_losses * total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""Models, styles, named prompts and photos that come with the package: their names, and where they lie. Needs nothing but
+"""Models, named styles and photos that come with the package: their names, and where they lie. Needs nothing but
 the standard library."""
 
 import json
@@ -14,19 +14,22 @@ def registry() -> dict[str, dict]:
 
 def bundled_names() -> list[str]:
     """Names that `from_pretrained` takes without a network."""
-    return [name for name, entry in registry()["models"].items() if "folder" in entry]
+    return [name for name in registry()["models"] if bundled_folder(name) is not None]
 
 
 def bundled_folder(name: str) -> Path | None:
     """The folder of a bundled model, or None if no model of that name is bundled."""
     entry = registry()["models"].get(name, {})
-    return _HERE / entry["folder"] if "folder" in entry else None
+    folder = _HERE / entry["folder"] if "folder" in entry else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
-def bundled_styles(name: str) -> list[Path]:
-    """The style files that come with a bundled model, by name."""
-    folder = bundled_folder(name)
-    return [] if folder is None else sorted(folder.glob("styles/*.safetensors"))
+def pipeline_of(folder: Path) -> str | None:
+    """The class that `save_pretrained` wrote a folder from, such as "SaMamPipeline"; None if that cannot be read."""
+    try:
+        return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def bundled_photos() -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from ...weights import bundled_names, bundled_styles
+from ...weights import bundled_names
 from .terminal import complain, plain, quiet_libraries, show_table
 
 _REQUIRED = ("torch", "diffusers", "transformers", "safetensors", "einops", "torchmetrics")
@@ -104,9 +104,7 @@ def _scans() -> list[tuple[str, str, str]]:
 
 
 def _bundled() -> list[tuple[str, str, str]]:
-    rows = [
-        (f"bundled model {name}", "ok", f"{len(bundled_styles(name))} styles") for name in bundled_names()
-    ]
+    rows = [(f"bundled model {name}", "ok", f"for --model {name}") for name in bundled_names()]
     return rows or [("bundled model", "none", "name one with --model, or with --vae and --text-encoder")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..fit_config import PromptFitConfig
+from ..fit_config import FILM_TEMPORAL_WEIGHT, KEY_FRAMES, PromptFitConfig
 from .model_options import (
     DeviceOption,
     DtypeOption,
@@ -85,14 +85,14 @@ def fit(
     ] = None,
     key_frames: Annotated[
         int, typer.Option(metavar="N", min=1, help="Of a video: so many frames from its middle.")
-    ] = 3,
+    ] = KEY_FRAMES,
     temporal_weight: Annotated[
         float | None,
         typer.Option(
             metavar="W",
             min=0.0,
             help="How calm a video has to stay.",
-            show_default="1000 for a video, else 0",
+            show_default=f"{FILM_TEMPORAL_WEIGHT:g} for a video, else 0",
         ),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -122,7 +122,7 @@ def fit(
     if videos and len(images) > 1:
         raise typer.BadParameter(f"{videos[0]} is a video: fit on one video, or on pictures.")
     if temporal_weight is None:
-        temporal_weight = 1000.0 if videos else 0.0
+        temporal_weight = FILM_TEMPORAL_WEIGHT if videos else 0.0
     try:
         config = PromptFitConfig(
             temporal_weight=temporal_weight,

@@ -3,17 +3,17 @@
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...weights import bundled_folder, bundled_names, bundled_styles
+from ...weights import bundled_folder, bundled_names
 from .terminal import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
 
+    from ..image_guided_pipeline import ImageGuidedPipeline
     from ..perceptual import VGGFeatures
     from ..pipeline_stylemamba import StyleMambaPipeline
     from ..style import Style
@@ -106,6 +106,17 @@ def load_model(
     return pipe.to(place)
 
 
+def load_image_guided(model: str, device: str | None, dtype: str) -> "ImageGuidedPipeline":
+    """A folder or bundled name that is known to hold one."""
+    precision, place = _torch_dtype(dtype), choose_device(device)
+    quiet_libraries()
+    from ..loading import load_pipeline
+
+    pipe = load_pipeline(source_of_model(model), dtype=precision)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place)
+
+
 def load_vgg(vgg: str) -> "VGGFeatures":
     from ..perceptual import VGGFeatures
 
@@ -124,14 +135,6 @@ def choose_device(device: str | None) -> "torch.device":
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise typer.BadParameter(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     return place
-
-
-def find_style(name: str) -> Path:
-    """A style file, or the name of a bundled style."""
-    bundled = {path.stem: path for model in bundled_names() for path in bundled_styles(model)}
-    if name in bundled and not os.path.exists(name):
-        return bundled[name]
-    return Path(name)
 
 
 def source_of_model(name: str) -> str:

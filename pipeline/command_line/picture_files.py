@@ -59,6 +59,8 @@ def read_picture(path: Path) -> "Image.Image":
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             return _to_srgb(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: give a picture.") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path} is no picture that Pillow can read.") from None
     except PermissionError:

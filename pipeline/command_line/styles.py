@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ...weights import bundled_names, bundled_styles, named_styles, thumbnail_of
-from .model_options import DeviceOption, DtypeOption, ModelOption, VaeOption, find_style, load_model
+from ...weights import named_styles, thumbnail_of
+from .model_options import DeviceOption, DtypeOption, ModelOption, VaeOption, load_model
 from .output_files import require_output, require_picture_suffix
 from .picture_files import read_picture, write_picture
 from .stylize import (
     ImageArgument,
+    MixOption,
     OutOption,
     OverwriteOption,
     StrengthOption,
@@ -42,13 +43,11 @@ def styles_group() -> None:
 
 @styles.command("list")
 def list_styles(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", show_default="the bundled styles")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", show_default="the named styles")] = None,
 ) -> None:
-    """Lists the style files of a folder, or the named and bundled styles.
+    """Lists the named styles, which are prompts, or the style files of a folder.
 
-    These may be named like this wherever --style is wanted.
+    Both may be given wherever --style is wanted.
 
     \b
     Examples:
@@ -60,11 +59,12 @@ def list_styles(
         for name, prompt in named_styles().items():
             table.add_row(name, prompt)
         show_table(table)
+        return
     paths = _style_files(folder)
 
     from ..style import Style, StyleFileError
 
-    table = Table("file" if folder else "name", "title", "prompt", "autoencoder", "size")
+    table = Table("file", "title", "prompt", "autoencoder", "size")
     for path in paths:
         try:
             style = Style.load(path)
@@ -73,7 +73,7 @@ def list_styles(
             continue
         base = style.info.get("base", {}).get("vae", {})
         table.add_row(
-            plain(path.name if folder else path.stem),
+            plain(path.name),
             plain(style.info.get("title", "")),
             plain(style.prompt),
             plain(base.get("name") or base.get("class", "")),
@@ -81,13 +81,13 @@ def list_styles(
         )
     if table.row_count:
         show_table(table)
-    elif folder is not None:
+    else:
         say(f"No style file in {folder}.")
 
 
 @styles.command()
 def show(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A style file, or a bundled style's name.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A style file, or a named style.")],
     thumbnail: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Also write the style's small picture there.")
     ] = None,
@@ -113,7 +113,7 @@ def show(
 
     from ..style import Style
 
-    path = find_style(file)
+    path = Path(file)
     style = Style.load(path)
     if thumbnail is not None and style.thumbnail is None:
         raise ValueError(f"{path} holds no thumbnail.")
@@ -148,9 +148,7 @@ def show(
 
 @styles.command()
 def sheet(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", show_default="the named and bundled styles")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", show_default="the named styles")] = None,
     out: Annotated[
         Path,
         typer.Option("-o", "--out", metavar="FILE", help="The sheet to write (.jpg, .png, .webp, .tif)."),
@@ -172,7 +170,7 @@ def sheet(
     from ..style import Style, StyleFileError
     from .contact_sheet import draw_grid
 
-    for path in _style_files(folder):
+    for path in _style_files(folder) if folder else []:
         try:
             style = Style.load(path)
         except StyleFileError as error:
@@ -213,7 +211,7 @@ def rename(
 
 @styles.command()
 def verify(
-    files: Annotated[list[str], typer.Argument(metavar="STYLE", help="Style files, folders, or names.")],
+    files: Annotated[list[str], typer.Argument(metavar="STYLE", help="Style files, or folders of them.")],
     model: ModelOption = None,
     vae: VaeOption = None,
 ) -> None:
@@ -229,9 +227,7 @@ def verify(
     from ..style import Style, StyleFileError
 
     paths = [
-        path
-        for name in files
-        for path in (_style_files(Path(name)) if Path(name).is_dir() else [find_style(name)])
+        path for name in files for path in (_style_files(Path(name)) if Path(name).is_dir() else [Path(name)])
     ]
     loaded, failed = {}, 0
     for path in paths:
@@ -260,9 +256,10 @@ def verify(
 def blend(
     image: ImageArgument,
     files: Annotated[
-        list[str], typer.Argument(metavar="STYLE", help="Style files, or names of bundled styles.")
+        list[str], typer.Argument(metavar="STYLE", help="Style files, or names of `stylemamba styles list`.")
     ],
     weight: WeightOption = None,
+    mix: MixOption = "linear",
     out: OutOption = None,
     strength: StrengthOption = 1.0,
     overwrite: OverwriteOption = False,
@@ -273,25 +270,22 @@ def blend(
 ) -> None:
     """Applies a mix of styles to pictures.
 
-    A mix is of results: each style keeps its own network, so no single style
-    file can hold it.
+    Prompts are mixed into one. Of style files the results are mixed: each keeps
+    its own network, so no single style file can hold the mix.
 
     \b
     Examples:
-      stylemamba styles blend photo.jpg glass.safetensors ink.safetensors
+      stylemamba styles blend photo.jpg mosaic ink-wash
       stylemamba styles blend photos/ glass.safetensors ink.safetensors \\
           --weight 0.7 --weight 0.3 -o out/
     """
     stylize(
-        image, style=files, weight=weight, out=out, strength=strength, overwrite=overwrite,
+        image, style=files, weight=weight, mix=mix, out=out, strength=strength, overwrite=overwrite,
         model=model, vae=vae, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def _style_files(folder: Path | None) -> list[Path]:
-    """The style files of a folder, or the bundled ones."""
-    if folder is None:
-        return [path for name in bundled_names() for path in bundled_styles(name)]
+def _style_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise NotADirectoryError(
             f"{folder} is not a folder: give one, or `stylemamba styles show` for a file."

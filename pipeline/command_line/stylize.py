@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...weights import named_styles
+from ...weights import bundled_folder, named_styles, pipeline_of
 from ..presets import PRESETS, preset
 from .model_options import (
     DeviceOption,
@@ -16,7 +16,7 @@ from .model_options import (
     ModelOption,
     TextEncoderOption,
     VaeOption,
-    find_style,
+    load_image_guided,
     load_model,
 )
 from .output_files import plan_outputs, require_output
@@ -25,14 +25,14 @@ from .terminal import complain, progress_bar, say, sentence
 from .video_files import plan_video, stylize_video
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..image_guided_pipeline import ImageGuidedPipeline
     from ..pipeline_stylemamba import StyleMambaPipeline
     from ..prompts import Prompt
     from ..style import Style
 
 _TEXT_ENCODER = "google/siglip-base-patch16-224"
-_KEEP, _PLACE = "What is kept", "Where"
+_KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For --model samam and mamba-st"
+_SHORT_NAMES = {"samam": "samam-tiny", "mamba-st": "mamba-st-tiny"}
 
 ImageArgument = Annotated[
     str,
@@ -53,9 +53,12 @@ WeightOption = Annotated[
     typer.Option(
         "--weight",
         metavar="W",
-        help="One for each style, or for each prompt: then the prompts are mixed into one.",
+        help="One for each style, style image or prompt: then the prompts are mixed into one.",
         show_default="equal shares",
     ),
+]
+MixOption = Annotated[
+    str, typer.Option(metavar="linear|slerp", help="How prompts, styles and a style picture are mixed.")
 ]
 StrengthOption = Annotated[
     float | None,
@@ -81,12 +84,14 @@ def stylize(
         ),
     ] = None,
     weight: WeightOption = None,
-    mix: Annotated[
-        str, typer.Option(metavar="linear|slerp", help="How prompts and a style picture are mixed.")
-    ] = "linear",
+    mix: MixOption = "linear",
     style_image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A picture in place of a prompt, or mixed with it half and half."),
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture in place of a prompt, or mixed with it half and half; with --model samam or mamba-st "
+            "several are mixed by --weight.",
+        ),
     ] = None,
     preset_name: Annotated[
         str | None,
@@ -185,6 +190,20 @@ def stylize(
             metavar="PX", help="Work in tiles of this side, for little memory.", show_default="as needed"
         ),
     ] = None,
+    shuffles: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Mamba-ST: mean over so many random orders of the style's parts.",
+            show_default="0",
+            rich_help_panel=_IMAGE_GUIDED,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of those orders.", show_default="0", rich_help_panel=_IMAGE_GUIDED),
+    ] = None,
     overwrite: OverwriteOption = False,
     model: ModelOption = None,
     vae: VaeOption = None,
@@ -196,8 +215,8 @@ def stylize(
 
     Results have the size of the picture. In a folder they are called
     <picture>-<style>.png. The pictures themselves are never replaced, other
-    files only with --overwrite. No random numbers are drawn: the same command
-    gives the same result.
+    files only with --overwrite. No random numbers are drawn, but for --shuffles
+    by its --seed: the same command gives the same result.
 
     \b
     Examples:
@@ -210,16 +229,20 @@ def stylize(
       stylemamba stylize clip.mp4 "ukiyo-e woodblock print" -o print.mp4
       stylemamba stylize photo.jpg "dark blue tone" --preset cinematic \\
           --cube tone.cube -o graded.png
+      stylemamba stylize photo.jpg --style-image painting.jpg --model samam
     """
-    prompts = prompts or []
+    prompts, style_images = prompts or [], style_image or []
     _require_quoted(prompts)
+    if model in _SHORT_NAMES and not os.path.exists(model):
+        model = _SHORT_NAMES[model]
+    image_guided = _is_image_guided(model)
     if mix not in ("linear", "slerp"):
         raise typer.BadParameter(f"--mix is {mix!r}, wanted linear or slerp.")
-    if not (prompts or style or style_image or region):
+    if not (prompts or style or style_images or region):
         raise typer.BadParameter(
             "wanted a PROMPT, a --style, a --style-image or a --region; got none of them."
         )
-    if region and (prompts or style or style_image or mask):
+    if region and (prompts or style or style_images or mask):
         raise typer.BadParameter(
             "--region says where and what to paint: leave PROMPT, --style and --mask out."
         )
@@ -236,14 +259,30 @@ def stylize(
         tone_only=tone_only or None,
         protect_text=protect_text or None,
     )
-    choice = _choose(prompts, style or [], weight)
+    weighs_pictures = image_guided and style_images
+    choice = _choose(prompts, style or [], None if weighs_pictures else weight)
     regions = [_read_region(text) for text in region or []]
+    if image_guided:
+        refused = {"--region": regions, "--vae": vae, "--text-encoder": text_encoder, "--tile": tile}
+        refused |= {
+            "a fitted style": choice.files,
+            "--mix slerp": mix == "slerp",
+            "a video": _is_video(image),
+        }
+        _require_image_guided(model, style_images, choice, weight, refused)
+    else:
+        if len(style_images) > 1:
+            raise typer.BadParameter(
+                f"got {len(style_images)} times --style-image: give one, or mix several with --model samam or mamba-st."
+            )
+        if shuffles is not None or seed is not None:
+            raise typer.BadParameter("--shuffles and --seed belong to --model mamba-st: leave them out.")
 
-    sources = [*choice.sources, *([style_image.stem] if style_image else [])]
+    sources = [*choice.sources, *(path.stem for path in style_images)]
     labels = ["regions"] if regions else [" ".join([label, *sources]).strip() for label in choice.labels]
 
     # Whatever may be wrong with a file is found before the minutes that a large model takes to load.
-    if Path(image).suffix.lower() in VIDEOS and os.path.isfile(image):
+    if _is_video(image):
         if mask or cube or regions:
             raise typer.BadParameter("--mask, --region and --cube belong to pictures; got a video.")
         if len(choice.labels) != 1:
@@ -264,27 +303,33 @@ def stylize(
                 raise typer.BadParameter(f"--cube {cube} ends in {cube.suffix!r}, wanted .cube.")
             require_output(cube, overwrite=overwrite)
     mask_image = None if mask is None else _read_mask(mask)
-    style_picture = None if style_image is None else read_picture(style_image)
+    style_pictures = [read_picture(path) for path in style_images]
 
-    from ..style import Style
+    # What to ask the pipeline for, once for each label.
+    if image_guided:
+        pipe = load_image_guided(model, device, dtype)
+        calls = _image_guided_calls(pipe, style_pictures, weight, choice, shuffles, seed)
+    else:
+        from ..style import Style
 
-    files = list(dict.fromkeys([*choice.files, *(r.style for r in regions if r.style)]))
-    styles = {name: Style.load(find_style(name)) for name in files}
-    pipe = load_model(model, vae, text_encoder, device, dtype, list(styles.values()))
-    if tile is not None:
-        pipe.enable_tiling(tile)
-    _load_styles(pipe, styles, choice)
-    _require_ability(
-        pipe,
-        reads_prompts=bool(choice.prompts) or any(r.prompt for r in regions),
-        sees_style=style_image is not None,
-        has_styles=bool(styles),
-    )
-    embeds: list[Tensor | None] = [pipe.encode_prompt(p, mix=mix) for p in choice.prompts] or [None]
-    settings |= {"style_image": style_picture, "mix": mix}
+        files = list(dict.fromkeys([*choice.files, *(r.style for r in regions if r.style)]))
+        styles = {name: Style.load(name) for name in files}
+        pipe = load_model(model, vae, text_encoder, device, dtype, list(styles.values()))
+        if tile is not None:
+            pipe.enable_tiling(tile)
+        _load_styles(pipe, styles, choice, mix)
+        _require_ability(
+            pipe,
+            reads_prompts=bool(choice.prompts) or any(r.prompt for r in regions),
+            sees_style=bool(style_images),
+            has_styles=bool(styles),
+        )
+        settings |= {"style_image": style_pictures[0] if style_pictures else None, "mix": mix}
+        embeds = [pipe.encode_prompt(p, mix=mix) for p in choice.prompts] or [None]
+        calls = [{"prompt_embeds": one} for one in embeds]
 
     if plan is not None:
-        stylize_video(pipe, plan, {"prompt_embeds": embeds[0], **settings}, deflicker)
+        stylize_video(pipe, plan, calls[0] | settings, deflicker)
         return
 
     failed = 0
@@ -297,11 +342,9 @@ def stylize(
                     if regions:
                         result = _paint_regions(pipe, picture, regions, settings)
                     else:
-                        result = pipe(
-                            picture, prompt_embeds=embeds[number], mask_image=mask_image, **settings
-                        ).images[0]
+                        result = pipe(picture, mask_image=mask_image, **calls[number], **settings).images[0]
                     if cube is not None:
-                        _write_cube(pipe, picture, embeds[number], settings, cube, labels[number], overwrite)
+                        _write_cube(pipe, picture, calls[number] | settings, cube, labels[number], overwrite)
                     write_picture(result, target)
                     say(target)
                     bar.advance(task)
@@ -382,7 +425,7 @@ def _read_region(text: str) -> _Region:
         raise typer.BadParameter(f"--region {text!r} is not MASK=STYLE, such as sky.png=watercolor.")
     if what in named_styles() and not os.path.exists(what):
         return _Region(Path(mask), named_styles()[what], None)
-    is_file = what.endswith(".safetensors") or find_style(what) != Path(what)
+    is_file = what.endswith(".safetensors")
     return _Region(Path(mask), None if is_file else what, what if is_file else None)
 
 
@@ -400,25 +443,71 @@ def _paint_regions(pipe: "StyleMambaPipeline", picture, regions: list[_Region], 
     return stylize_regions(pipe, picture, parts, **settings)[0]
 
 
-def _write_cube(
-    pipe, picture, prompt_embeds, settings: dict, path: Path, title: str, overwrite: bool
-) -> None:
+def _write_cube(pipe, picture, call: dict, path: Path, title: str, overwrite: bool) -> None:
     from ..images import read_images
     from ..lut import fit_lut, write_cube
 
     rgb = read_images(picture)[0].rgb
-    painted = pipe(
-        rgb, prompt_embeds=prompt_embeds, output_type="pt", **{**settings, "tone_only": False}
-    ).images
+    painted = pipe(rgb, output_type="pt", **{**call, "tone_only": False}).images
     write_cube(fit_lut(rgb, painted.cpu()), path, title or "StyleMamba", overwrite=overwrite)
     say(path)
 
 
-def _load_styles(pipe: "StyleMambaPipeline", styles: dict[str, "Style"], choice: _Choice) -> None:
+def _load_styles(pipe: "StyleMambaPipeline", styles: dict[str, "Style"], choice: _Choice, mix: str) -> None:
     for name, loaded in styles.items():
         pipe.load_style(loaded, name=name)
     if choice.files:
-        pipe.set_styles(list(choice.files), list(choice.files.values()))
+        pipe.set_styles(list(choice.files), list(choice.files.values()), mix=mix)
+
+
+def _is_video(image: str) -> bool:
+    return Path(image).suffix.lower() in VIDEOS and os.path.isfile(image)
+
+
+def _is_image_guided(model: str | None) -> bool:
+    """A Hub id is taken for a StyleMamba; what it holds is known once it is fetched."""
+    folder = None if model is None else bundled_folder(model) or Path(model)
+    return folder is not None and pipeline_of(folder) in ("SaMamPipeline", "MambaSTPipeline")
+
+
+def _require_image_guided(
+    model: str, style_images: list[Path], choice: _Choice, weights: list[float] | None, refused: dict
+) -> None:
+    for name, given in refused.items():
+        if given:
+            raise typer.BadParameter(
+                f"--model {model} has no use for {name}: leave it out, or leave --model out for a StyleMamba."
+            )
+    if bool(style_images) == bool(choice.prompts):
+        given = "both" if style_images else "neither"
+        raise typer.BadParameter(
+            f"--model {model} wants pictures with --style-image, or a PROMPT if it reads any; got {given}."
+        )
+    if style_images and weights and len(weights) != len(style_images):
+        raise typer.BadParameter(
+            f"got {len(style_images)} style images and {len(weights)} weights, wanted one --weight for each."
+        )
+
+
+def _image_guided_calls(
+    pipe: "ImageGuidedPipeline",
+    style_pictures: list,
+    weights: list[float] | None,
+    choice: _Choice,
+    shuffles: int | None,
+    seed: int | None,
+) -> list[dict]:
+    import torch
+
+    if choice.prompts and not pipe.reads_prompts:
+        raise ValueError(
+            "this model reads no prompt: give pictures with --style-image, or leave --model out."
+        )
+    drawn = {"shuffles": shuffles or 0, "generator": torch.Generator().manual_seed(seed or 0)}
+    if not style_pictures:
+        return [{"prompt": prompt, **drawn} for prompt in choice.prompts]
+    weights = weights or [1.0] * len(style_pictures)
+    return [{"style_image": list(zip(style_pictures, weights, strict=True)), **drawn}]
 
 
 def _require_quoted(prompts: Iterable[str]) -> None:
