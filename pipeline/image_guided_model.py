@@ -95,6 +95,8 @@ class PictureDecoder(nn.Sequential):
         }
         if patch_size not in plans:
             raise ValueError(f"patch_size is {patch_size!r}, wanted 4 or 8.")
+        # A narrow layer of ReLU dies within a hundred steps of a training that begins with large ones.
+        activation = nn.LeakyReLU(0.2, inplace=True) if silent else nn.ReLU(inplace=True)
         layers = []
         for step in plans[patch_size]:
             if step == twice:
@@ -102,12 +104,15 @@ class PictureDecoder(nn.Sequential):
             else:
                 layers += [
                     nn.Conv2d(channels, step, 3, padding=1, padding_mode="reflect"),
-                    nn.ReLU(inplace=True),
+                    activation,
                 ]
                 channels = step
         super().__init__(
             *layers[:-1]
         )  # the last convolution gives colours, which may need to be negative for a while
         if silent:
+            for layer in self:
+                if isinstance(layer, nn.Conv2d):
+                    keep_variance(layer)
             nn.init.zeros_(self[-1].weight)
             nn.init.zeros_(self[-1].bias)

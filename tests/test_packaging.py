@@ -11,8 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import stylemamba
+import stylemamba.weights
 
 ROOT = Path(stylemamba.__file__).parent  # what is installed
 TREE = Path(__file__).resolve().parent.parent  # what it was built from, if the tests lie in it
@@ -56,6 +58,18 @@ class TestWhatIsInIt:
         # one level of folders for each star, as setuptools reads them
         shipped = [p for p in files for g in globs if p.count("/") == g.count("/") and fnmatch(p, g)]
         assert sorted(set(files) - set(shipped)) == []
+
+    @pytest.mark.parametrize(("name", "most"), [("tiny", 25)])
+    def test_bundled_models_are_there_small_and_in_half_precision(self, name, most):
+        folder = ROOT / "weights" / stylemamba.weights.registry()["models"][name]["folder"]
+        assert (folder / "model_index.json").is_file()
+        assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < most * 1e6
+        for file in folder.rglob("*.safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 (no dict)
+            wider = {key.split(".")[-1] for key, kind in kinds.items() if kind != "F16"}
+            # those of a scan, which is computed in single precision
+            assert wider <= {"A_log", "D", "dt_bias"}, file
 
     def test_the_door_is_the_only_module_in_the_root(self):
         assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]

@@ -2,11 +2,11 @@
 
     python training/train_image_guided.py DATA PAIRS OUT --model samam --vgg VGG16 --minutes 90
 
-First a teacher's pictures are reproduced (teach_pairs.py made them), their pixels and the first maps of a VGG: from a random
-start the losses of the papers paint speckle. Then, from `--losses-from` minutes on, those losses take over, as all papers of this family state them: content
-(standardised maps of a VGG), style (means and deviations of its maps), and two identities, of a photo in its own style and
-of an artwork in its own. The VGG's channels are scaled to a root mean square of one, since the papers' weights were chosen for a
-network of even channels. (Scaled to a mean of one, as that network is, channels that rarely fire outweigh all others.)
+The losses are those of all papers of this family: content (standardised maps of a VGG), style (means and deviations of its
+maps), and two identities, of a photo in its own style and of an artwork in its own. Two things keep them from running away: the
+VGG's channels are scaled to a root mean square of one, and the style is measured in units of how much artworks differ. A
+teacher's pictures (teach_pairs.py made them) pull towards strokes as well, by their pixels and the first maps of the VGG;
+without a pixel skip let them do so alone for a while (`--losses-from`), or the losses paint speckle from a random start.
 
 Runs again from OUT/state.pt if it is there; writes the pipeline OUT/pipeline, in half precision, and a sheet of held-out
 photos in the styles of paintings that no training sees every few minutes.
@@ -27,17 +27,15 @@ from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from train_stylizer import Pairs, draw_strength, picture_distance
+from train_stylizer import Pairs, draw_strength, picture_distance, statistics
 
 from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline
-from stylemamba.pipeline.controls import resize
+from stylemamba.pipeline.controls import in_palette, palette, resize
 from stylemamba.pipeline.images import to_pil
 from stylemamba.pipeline.losses import (
-    IMAGE_STYLE_WEIGHTS,
     content_loss,
     identity_losses,
     image_style_total,
-    mean_std_loss,
 )
 
 # Sizes of the bundled models: about half a second at 512 px on one core.
@@ -52,7 +50,9 @@ SIZES = {
     },
 }  # fmt: skip
 MODELS = {"samam": (SaMam, SaMamPipeline), "mamba-st": (MambaST, MambaSTPipeline)}
-WEIGHTS = {"samam": IMAGE_STYLE_WEIGHTS["samam_code"], "mamba-st": IMAGE_STYLE_WEIGHTS["mamba_st_code"]}
+# Of content, style and the two identities. The papers' 7, 7 or 10, 70 and 1 are for style in other units, and for a network that
+# has to learn to give a picture back: where the pixels skip it, such identities hold it at no strokes at all.
+WEIGHTS = (2.0, 7.0, 1.0, 0.05)
 TAPS = ("1_1", "2_1", "3_1", "4_1", "5_1")
 CONTENT_TAPS = slice(3, 5)
 STYLE_SIDE = 256  # of an artwork
@@ -62,14 +62,16 @@ IDENTITY_CROP = 96  # of the pictures that are to stay as they are
 
 
 class ScaledMaps:
-    """The five maps of the losses, each channel divided by its root mean square over some pictures."""
+    """The five maps of the losses, each channel divided by its root mean square over some artworks."""
 
-    def __init__(self, vgg: Teacher, pictures: list[Tensor]) -> None:
+    def __init__(self, vgg: Teacher, artworks: list[Tensor]) -> None:
         self.vgg = vgg
         with torch.no_grad():
-            powers = [[m.float().square().mean((0, 2, 3)) for m in self._maps(p)] for p in pictures]
-        powers = [torch.stack(of_tap).mean(0) for of_tap in zip(*powers, strict=True)]
-        self.scales = [(power.sqrt() + 0.01 * power.mean().sqrt())[:, None, None] for power in powers]
+            powers = [[m.float().square().mean((0, 2, 3)) for m in self._maps(art)] for art in artworks]
+            powers = [torch.stack(of_tap).mean(0) for of_tap in zip(*powers, strict=True)]
+            self.scales = [(power.sqrt() + 0.01 * power.mean().sqrt())[:, None, None] for power in powers]
+            moments = [[statistics(m).mean_std for m in self(art)] for art in artworks]  # (1, 2, C) each
+        self.spreads = [torch.cat(of_tap).std(0) + 0.05 for of_tap in zip(*moments, strict=True)]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps = self.vgg(images)
@@ -77,6 +79,15 @@ class ScaledMaps:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         return [maps.float() / scale for maps, scale in zip(self._maps(images), self.scales, strict=True)]
+
+    def style_loss(self, got: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        """Means and deviations in units of how much artworks differ in them. As they are, a channel that hardly ever fires
+        but fires in one artwork weighs a thousand times all others."""
+        gaps = (
+            ((statistics(a).mean_std - statistics(b).mean_std) / spread).square().clamp(max=16).mean()
+            for a, b, spread in zip(got, wanted, self.spreads, strict=True)
+        )
+        return sum(gaps)
 
 
 def crop(image: Tensor, size: int, rng: random.Random) -> Tensor:
@@ -98,10 +109,10 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="end after so many steps, whatever the minutes: for comparisons"
     )
-    parser.add_argument("--losses-from", type=float, default=45, help="minutes")
-    parser.add_argument("--teacher-weight", type=float, default=20.0, help="beside the losses")
+    parser.add_argument("--losses-from", type=float, default=0, help="minutes")
+    parser.add_argument("--teacher-weight", type=float, default=4.0, help="beside the losses")
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--judged", type=int, default=2, help="pictures of a batch that the losses see")
@@ -165,6 +176,8 @@ def main() -> None:
 
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
             result = model(photos, styles, wide, **options).float()
+        if model.config.pixel_skip:  # the colours are right from the start; what is to be learnt are strokes
+            targets = in_palette(targets, *palette(styles)).clamp(0, 1)
         wanted = torch.lerp(photos, targets, wide)
         distance = picture_distance(result, wanted, torch.ones_like(strength))
         terms = {"teacher": distance}
@@ -188,9 +201,9 @@ def main() -> None:
                 again = model(same, same, **options).float()
             pixels, maps = identity_losses(again[:1], same[:1], again[1:], same[1:], features)
             terms["content"] = content_loss(got[CONTENT_TAPS], of_photo[CONTENT_TAPS])
-            terms["style"] = mean_std_loss(got, of_style)
+            terms["style"] = features.style_loss(got, of_style)
             terms["identity"], terms["identity_maps"] = pixels, maps
-            total = image_style_total(terms["content"], terms["style"], pixels, maps, WEIGHTS[args.model])
+            total = image_style_total(terms["content"], terms["style"], pixels, maps, WEIGHTS)
             loss = loss + by_losses * total
         optimizer.zero_grad()
         loss.backward()
