@@ -12,11 +12,10 @@ workflow, which may come from anybody. Knows nothing of what is in the files.
 import re
 from pathlib import Path
 
-from ..weights import bundled_folder, bundled_names, named_styles, pipeline_of
+from ..weights import bundled_folder, bundled_names, is_image_guided, named_styles
 from . import host
 
 STYLES, FITS = "styles", "fits"
-_IMAGE_GUIDED = ("SaMamPipeline", "MambaSTPipeline")
 _SUFFIX = ".safetensors"
 # Windows opens devices under these names, whatever the suffix.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -24,11 +23,11 @@ _FILE_NAME = re.compile(r"\w[\w .,()+'-]{0,99}")
 
 
 def model_names() -> list[str]:
-    return [name for name, folder in _models().items() if pipeline_of(folder) not in _IMAGE_GUIDED]
+    return [name for name, folder in _models().items() if not is_image_guided(folder)]
 
 
 def image_guided_names() -> list[str]:
-    return [name for name, folder in _models().items() if pipeline_of(folder) in _IMAGE_GUIDED]
+    return [name for name, folder in _models().items() if is_image_guided(folder)]
 
 
 def find_model(name: str) -> Path:

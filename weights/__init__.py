@@ -32,6 +32,11 @@ def pipeline_of(folder: Path) -> str | None:
         return None
 
 
+def is_image_guided(folder: Path) -> bool:
+    """Whether a folder holds one of StyleMamba's relatives, which follow pictures."""
+    return pipeline_of(folder) in ("SaMamPipeline", "MambaSTPipeline")
+
+
 def bundled_photos() -> list[Path]:
     """Photos of free licences to try a model on."""
     return sorted((_HERE / "photos").glob("*.webp"))

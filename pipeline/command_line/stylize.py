@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...weights import bundled_folder, named_styles, pipeline_of
+from ...weights import bundled_folder, is_image_guided, named_styles
 from ..presets import PRESETS, preset
 from .model_options import (
     DeviceOption,
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from ..style import Style
 
 _TEXT_ENCODER = "google/siglip-base-patch16-224"
-_KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For --model samam and mamba-st"
-_SHORT_NAMES = {"samam": "samam-tiny", "mamba-st": "mamba-st-tiny"}
+_KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For a SaMam or Mamba-ST as --model"
 
 ImageArgument = Annotated[
     str,
@@ -89,7 +88,7 @@ def stylize(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A picture in place of a prompt, or mixed with it half and half; with --model samam or mamba-st "
+            help="A picture in place of a prompt, or mixed with it half and half; with a SaMam or Mamba-ST as --model "
             "several are mixed by --weight.",
         ),
     ] = None,
@@ -229,12 +228,10 @@ def stylize(
       stylemamba stylize clip.mp4 "ukiyo-e woodblock print" -o print.mp4
       stylemamba stylize photo.jpg "dark blue tone" --preset cinematic \\
           --cube tone.cube -o graded.png
-      stylemamba stylize photo.jpg --style-image painting.jpg --model samam
+      stylemamba stylize photo.jpg --style-image painting.jpg --model my-samam/
     """
     prompts, style_images = prompts or [], style_image or []
     _require_quoted(prompts)
-    if model in _SHORT_NAMES and not os.path.exists(model):
-        model = _SHORT_NAMES[model]
     image_guided = _is_image_guided(model)
     if mix not in ("linear", "slerp"):
         raise typer.BadParameter(f"--mix is {mix!r}, wanted linear or slerp.")
@@ -273,10 +270,10 @@ def stylize(
     else:
         if len(style_images) > 1:
             raise typer.BadParameter(
-                f"got {len(style_images)} times --style-image: give one, or mix several with --model samam or mamba-st."
+                f"got {len(style_images)} times --style-image: give one, or mix several with a SaMam or Mamba-ST as --model."
             )
         if shuffles is not None or seed is not None:
-            raise typer.BadParameter("--shuffles and --seed belong to --model mamba-st: leave them out.")
+            raise typer.BadParameter("--shuffles and --seed belong to a Mamba-ST as --model: leave them out.")
 
     sources = [*choice.sources, *(path.stem for path in style_images)]
     labels = ["regions"] if regions else [" ".join([label, *sources]).strip() for label in choice.labels]
@@ -467,7 +464,7 @@ def _is_video(image: str) -> bool:
 def _is_image_guided(model: str | None) -> bool:
     """A Hub id is taken for a StyleMamba; what it holds is known once it is fetched."""
     folder = None if model is None else bundled_folder(model) or Path(model)
-    return folder is not None and pipeline_of(folder) in ("SaMamPipeline", "MambaSTPipeline")
+    return folder is not None and is_image_guided(folder)
 
 
 def _require_image_guided(
