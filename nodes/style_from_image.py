@@ -45,8 +45,9 @@ class StyleMambaStyleFromImage(io.ComfyNode):
                     options=[_IMAGE_TOWER, *image_guided_names()],
                     default=_IMAGE_TOWER,
                     optional=True,
-                    tooltip="StyleMamba sums the picture up like words, for all nodes that take styles. A SaMam or Mamba-ST "
-                    "of models/stylemamba paints from the picture itself, in StyleMamba Stylize only, and needs no model.",
+                    tooltip="StyleMamba sums the picture up like words, for all nodes that take styles. A SaMam or Mamba-ST, "
+                    "bundled or in models/stylemamba, paints from the picture itself, in StyleMamba Stylize only, and needs "
+                    "no model.",
                 ),
             ],
             outputs=[

@@ -59,6 +59,31 @@ class StyleResBlock(nn.Module):
         return x + self.norm2(self.conv2(y), code, strength)
 
 
+class Grain(nn.Module):
+    """Adds noise, as much of it as a style asks for in each channel: something to make strokes of where the photo is flat.
+
+    Without it a decoder can only repeat there what its filters do to nothing, which is a lattice. The noise is a fixed
+    tile, so that a picture always gets the same strokes; while training it lies elsewhere each time.
+    """
+
+    def __init__(self, channels: int, code_dim: int, side: int = 64) -> None:
+        super().__init__()
+        self.to_amount = nn.Linear(code_dim, channels)
+        nn.init.zeros_(self.to_amount.weight)
+        nn.init.zeros_(self.to_amount.bias)
+        noise = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", noise)
+
+    def forward(self, x: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
+        side, (height, width) = self.noise.shape[-1], x.shape[-2:]
+        noise = self.noise
+        if self.training:
+            noise = noise.roll(torch.randint(side, (2,)).tolist(), (2, 3))
+        noise = noise.tile(1, 1, -(-height // side), -(-width // side))[..., :height, :width]
+        amount = (strength * self.to_amount(code)).to(x.dtype)[:, :, None, None]  # (B, C, 1, 1)
+        return torch.addcmul(x, amount, noise.to(x.dtype))
+
+
 class ConditionalDecoder(ModelMixin, ConfigMixin):
     """`forward(latents, prompt_embeds, strength)`: scaled latents (B, C, h, w) -> pictures (B, 3, f*h, f*w) in about [-1, 1].
 
@@ -94,9 +119,11 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         self.conv_in = conv(latent_channels, mid)
         self.down = conv(mid, low, stride=2)
         self.norm_down = StyleNorm(low, code_dim)
+        self.grain_low = Grain(low, code_dim)
         self.blocks = nn.ModuleList(StyleResBlock(low, code_dim) for _ in range(depth))
         self.up = conv(low, mid)
         self.norm_up = StyleNorm(mid, code_dim)
+        self.grain_mid = Grain(mid, code_dim)
         self.block_mid = StyleResBlock(mid, code_dim)
         self.widen = unpadded(mid, high)
         self.norm_widen = StyleNorm(high, code_dim)
@@ -127,26 +154,27 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         z = F.pad(z, (0, width % 2, 0, height % 2), mode="replicate")
         skip = self.conv_in(z).relu_()  # (B, mid, h, w)
         x = self.norm_down(self.down(skip), code, strength).relu_()  # (B, low, h/2, w/2)
+        x = self.grain_low(x, code, strength)
         for block in self.blocks:
             x = block(x, code, strength)
-        x = _conv_at_twice(x, self.up) + skip  # (B, mid, h, w)
-        x = self.norm_up(x, code, strength).relu_()
+        x = conv_at_twice(x, self.up) + skip  # (B, mid, h, w)
+        x = self.grain_mid(self.norm_up(x, code, strength).relu_(), code, strength)
         x = self.block_mid(x, code, strength)
         # From here the convolutions eat a margin that is added once, where it costs least.
         x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-        x = _conv_at_twice(x, self.widen)[:, :, 1:-1, 1:-1]  # (B, high, 2h + 6, 2w + 6)
+        x = conv_at_twice(x, self.widen)[:, :, 1:-1, 1:-1]  # (B, high, 2h + 6, 2w + 6)
         x = self.norm_widen(x, code, strength).relu_()
         if self.refine is None:
             x = self.conv_out(x)  # (B, 3, 2h + 4, 2w + 4)
         else:
             x = self.refine(x).relu_()  # (B, 16, 2h + 4, 2w + 4)
-            x = _conv_at_twice(x, self.conv_out)[:, :, 1:-1, 1:-1]  # (B, 3, 4h + 6, 4w + 6)
+            x = conv_at_twice(x, self.conv_out)[:, :, 1:-1, 1:-1]  # (B, 3, 4h + 6, 4w + 6)
         f = self.config.scale
         margin = (x.shape[-1] - f * z.shape[-1]) // 2
         return x[..., margin : margin + height * f, margin : margin + width * f] * 2 - 1
 
 
-def _conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution of `x` (B, C, h, w) at twice its size, (B, C', 2h, 2w), the border repeated.
 
     Bilinear: after nearest upsampling a style can colour the four pixels of a cell differently, which shows as a grid. Each

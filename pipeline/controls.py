@@ -57,11 +57,14 @@ def palette(rgb: Tensor) -> tuple[Tensor, Tensor]:
 def in_palette(rgb: Tensor, mean: Tensor, root: Tensor) -> Tensor:
     """`rgb` in the colours of a `palette`, by the linear map that moves colours least (optimal transport between two normal
     distributions). Not clamped."""
-    own_mean, own_root = palette(rgb)
-    own_root, root = own_root.cpu().double(), root.cpu().double()
-    inverse = _power(own_root, -1)
-    move = inverse @ _power(own_root @ root @ root @ own_root, 0.5) @ inverse  # (B, 3, 3)
-    move = _power(move, 1, largest=_GAIN).to(own_mean)
+    with (
+        torch.no_grad()
+    ):  # gradients pass through the map, not through how it is found: grey pictures have none there
+        own_mean, own_root = palette(rgb)
+        own_root, root = own_root.cpu().double(), root.cpu().double()
+        inverse = _power(own_root, -1)
+        move = inverse @ _power(own_root @ root @ root @ own_root, 0.5) @ inverse  # (B, 3, 3)
+        move = _power(move, 1, largest=_GAIN).to(own_mean)
     with torch.autocast(rgb.device.type, enabled=False):
         matched = move @ (rgb.flatten(2).float() - own_mean[..., None]) + mean[..., None].float()
     return matched.to(rgb.dtype).view_as(rgb)

@@ -19,7 +19,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
-from .controls import in_palette, palette
 from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance
 from .path_scan import PathScan
 
@@ -82,7 +81,8 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
 
     The defaults are those of the paper; with `compat` 27,082,819 parameters.
     decoder_width: of the convolutions that make the picture; half of `embed_dim` if left out.
-    pixel_skip: the network paints on the picture in the style's colours, instead of painting the picture: for small models.
+    styled_decoder: for small models, the options of `make_styled_decoder`, in place of convolutions that are the same for all
+        styles.
     """
 
     _no_split_modules = ["MambaSTBlock"]
@@ -100,7 +100,7 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         d_state: int = 16,
         expand: int = 2,
         scan_order: str = "cross",
-        pixel_skip: bool = False,
+        styled_decoder: dict | None = None,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -114,23 +114,23 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         self.content_encoder = nn.Sequential(*blocks(encoder_depth, False))
         self.style_encoder = nn.Sequential(*blocks(encoder_depth, False))
         self.blocks = nn.ModuleList(blocks(depth, True))
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = nn.LayerNorm(embed_dim) if styled_decoder is None else None
         self.unused_position = nn.Conv2d(embed_dim, embed_dim, 1) if compat else None
-        self.decoder = PictureDecoder(
-            embed_dim,
-            decoder_width or embed_dim // 2,
-            patch_size,
-            "nearest" if compat else "bilinear",
-            pixel_skip,
-        )
+        if styled_decoder is not None:
+            self.make_styled_decoder(**styled_decoder)
+        else:
+            width = decoder_width or embed_dim // 2
+            self.decoder = PictureDecoder(embed_dim, width, patch_size, "nearest" if compat else "bilinear")
 
     def encode_content(self, images: Tensor) -> Tensor:
-        features = self.content_encoder(self.patch_embed(self.whole_patches(images)))
-        return self.with_pixels(features, images)  # (B, C, h, w)
+        return self.carry(self.content_encoder(self.patch_embed(self.whole_patches(images))))  # (B, C, h, w)
 
     def encode_style(self, images: Tensor) -> Tensor:
-        tokens = self.style_encoder(self.patch_embed(self.whole_patches(images)))
-        return self.with_pixels(tokens, images)  # (B, C, h', w')
+        tokens = self.style_encoder(self.patch_embed(self.whole_patches(images)))  # (B, C, h', w')
+        if self.config.styled_decoder is None:
+            return tokens
+        signature = self.signature(images)[:, :, None, None]
+        return torch.cat([tokens, signature.expand(-1, -1, *tokens.shape[-2:])], 1)  # (B, C + E + 12, h', w')
 
     def fuse(
         self, features: Tensor, style: Tensor, shuffles: int = 0, generator: torch.Generator | None = None
@@ -143,18 +143,21 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         """
         if len(style) not in (1, len(features)):
             raise ValueError(f"got {len(style)} styles for {len(features)} pictures, wanted one or as many.")
-        if self.config.pixel_skip:
-            (features, picture), (style, style_picture) = map(self.without_pixels, (features, style))
+        if self.config.styled_decoder is None:
+            return self._fuse_tokens(features, style, shuffles, generator)
+        features, channels = self.uncarry(features)[0], self.config.embed_dim
+        fused = self._fuse_tokens(features, style[:, :channels], shuffles, generator)
+        return self.carry(fused, style[:, channels:, 0, 0])
+
+    def _fuse_tokens(
+        self, features: Tensor, style: Tensor, shuffles: int, generator: torch.Generator | None
+    ) -> Tensor:
         # Every content token is read off one style token. Nearest: the mean of two tokens would hold neither.
         style = F.interpolate(style, size=features.shape[-2:], mode="nearest").expand_as(features)
         if shuffles == 0:
-            fused = self._fuse_once(features, [style] * len(self.blocks))
-        else:
-            orders = ([_shuffled(style, generator) for _ in self.blocks] for _ in range(shuffles))
-            fused = torch.stack([self._fuse_once(features, styles) for styles in orders]).mean(0)
-        if self.config.pixel_skip:
-            fused = self.with_pixels(fused, in_palette(picture, *palette(style_picture)).clamp(0, 1))
-        return fused
+            return self._fuse_once(features, [style] * len(self.blocks))
+        orders = ([_shuffled(style, generator) for _ in self.blocks] for _ in range(shuffles))
+        return torch.stack([self._fuse_once(features, styles) for styles in orders]).mean(0)
 
     def _fuse_once(self, features: Tensor, styles: list[Tensor]) -> Tensor:
         for block, style in zip(self.blocks, styles, strict=True):
@@ -162,10 +165,9 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         return features
 
     def decode(self, features: Tensor) -> Tensor:
-        if not self.config.pixel_skip:
+        if self.config.styled_decoder is None:
             return self.decoder(_channels_last(self.norm, features))
-        features, picture = self.without_pixels(features)
-        return self.decoder(_channels_last(self.norm, features)) + picture
+        return self.paint(features)
 
 
 def _shuffled(style: Tensor, generator: torch.Generator | None) -> Tensor:

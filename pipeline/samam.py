@@ -20,8 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
-from .controls import in_palette, palette
-from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance
+from .image_guided_model import ImageGuidedModel, PictureDecoder, StyleUnits, keep_variance
 from .path_scan import PathScan
 from .style_aware import channel_gate, sain, style_conv
 
@@ -96,13 +95,13 @@ class Encoder(nn.Module):
 class StyleEmbedder(nn.Module):
     """Features of the style image (B, C, h, w) -> its style embedding (B, R, 3, 3).
 
-    Ours has a mean of 0 and a variance of 1. Left to itself it grows a hundredfold within a hundred steps of training, and
-    all that it steers with it, until decays overflow.
+    Ours is in `StyleUnits`. Left to itself it grows a hundredfold within a hundred steps of training, and all that it
+    steers with it, until decays overflow.
     """
 
     def __init__(self, channels: int, style_dim: int, patch_size: int, compat: bool) -> None:
         super().__init__()
-        self.normalised = not compat
+        self.units = None if compat else StyleUnits(9 * style_dim)
         stages = 3 if patch_size == 8 else 4
         self.smallest = 2**stages  # patches a side
         self.convs = nn.ModuleList(
@@ -121,7 +120,7 @@ class StyleEmbedder(nn.Module):
             x = F.avg_pool2d(F.leaky_relu(conv(x)), 2)
         x = F.adaptive_avg_pool2d(x, 4).flatten(1)  # (B, 16 * C)
         style = self.out(x)  # (B, 9 * R)
-        style = F.layer_norm(style, style.shape[1:]) if self.normalised else style
+        style = style if self.units is None else self.units(F.layer_norm(style, style.shape[1:]))
         return style.unflatten(1, (-1, 3, 3))  # (B, R, 3, 3)
 
 
@@ -246,8 +245,8 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
 
     The defaults are those of the paper: 19,772,007 parameters, 20,140,775 with `patch_size=4`.
     decoder_width: of the convolutions that make the picture; half of `embed_dim` if left out.
-    pixel_skip: the network paints on the picture in the style's colours, instead of painting the picture: for small models.
-        The style embedding then has two more channels, a palette.
+    styled_decoder: for small models, the options of `make_styled_decoder`, in place of convolutions that are the same for all
+        styles. The style embedding then has some more channels, the signature of the style.
     scan_order, local_enhancement, norm ("sain" or "layer"), style_decay: what the ablations take away.
     """
 
@@ -271,7 +270,7 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
         local_enhancement: bool = True,
         norm: str = "sain",
         style_decay: bool = True,
-        pixel_skip: bool = False,
+        styled_decoder: dict | None = None,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -295,44 +294,33 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
         self.decoder_groups = nn.ModuleList(
             DecoderGroup([block() for _ in range(group_depth)], local(), compat) for _ in range(groups)
         )
-        self.decoder = PictureDecoder(
-            embed_dim,
-            decoder_width or embed_dim // 2,
-            patch_size,
-            "nearest" if compat else "bilinear",
-            pixel_skip,
-        )
+        if styled_decoder is not None:
+            self.make_styled_decoder(**styled_decoder)
+        else:
+            width = decoder_width or embed_dim // 2
+            self.decoder = PictureDecoder(embed_dim, width, patch_size, "nearest" if compat else "bilinear")
 
     def encode_content(self, images: Tensor) -> Tensor:
-        return self.with_pixels(self.content_encoder(self.whole_patches(images)), images)  # (B, C, h, w)
+        return self.carry(self.content_encoder(self.whole_patches(images)))  # (B, C, h, w)
 
     def encode_style(self, images: Tensor) -> Tensor:
         style = self.style_embedder(self.style_encoder(self.whole_patches(images)))  # (B, R, 3, 3)
-        if not self.config.pixel_skip:
+        if self.config.styled_decoder is None:
             return style
-        mean, root = palette(images)  # (B, 3), (B, 3, 3)
-        colours = torch.stack([mean[:, None].expand_as(root), root], 1)  # (B, 2, 3, 3)
-        return torch.cat([style, colours.to(style)], 1)
+        signature = F.pad(self.signature(images), (0, -self.signed % 9))  # to whole channels
+        return torch.cat([style, signature.unflatten(1, (-1, 3, 3))], 1)  # (B, R + R', 3, 3)
 
     def fuse(self, features: Tensor, style: Tensor) -> Tensor:
         style = style.expand(len(features), -1, -1, -1)  # one style for all pictures, or one each
-        if self.config.pixel_skip:
-            style, mean, root = (
-                style[:, :-2],
-                style[:, -2, 0],
-                style[:, -1],
-            )  # (B, R, 3, 3), (B, 3), (B, 3, 3)
-            features, picture = self.without_pixels(features)
+        if self.config.styled_decoder is None:
+            return self._fuse_features(features, style)
+        style, signature = style[:, : self.config.style_dim], style[:, self.config.style_dim :].flatten(1)
+        return self.carry(self._fuse_features(self.uncarry(features)[0], style), signature[:, : self.signed])
+
+    def _fuse_features(self, features: Tensor, style: Tensor) -> Tensor:
         for group in self.decoder_groups:
             features = group(features, style)
-        if self.config.pixel_skip:
-            features = self.with_pixels(features, in_palette(picture, mean, root).clamp(0, 1))
         return features
 
     def decode(self, features: Tensor) -> Tensor:
-        if not self.config.pixel_skip:
-            return self.decoder(features)
-        features, picture = self.without_pixels(features)
-        # As Mamba-ST does. Strokes begin at zero, and the features would grow a hundredfold before the decoder does.
-        features = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2]).permute(0, 3, 1, 2)
-        return self.decoder(features) + picture
+        return self.decoder(features) if self.config.styled_decoder is None else self.paint(features)

@@ -232,6 +232,15 @@ def test_stylize_by_samam_with_prompts(here):
         assert np.array_equal(Image.open(f"photo-{name}.png"), pipe(a_photo(), prompt=prompt).images[0])
 
 
+def test_stylize_by_a_short_name(here):
+    for name in ("samam", "mamba-st"):
+        Path(name).unlink()  # a folder of that name would be meant
+    for name in ("samam", "samam-tiny"):
+        run("stylize", "photo.png", "--style-image", "other.png", "--model", name, "-o", f"{name}.png")
+    assert np.array_equal(Image.open("samam.png"), Image.open("samam-tiny.png"))
+    assert not np.array_equal(Image.open("samam.png"), Image.open("photo.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -249,8 +258,8 @@ def test_stylize_by_samam_with_prompts(here):
         (["--style-image", "nosuch.png", "--model", "samam"], 1, "nosuch.png does not exist"),
         (["--style-image", "bad.png", "--model", "samam"], 1, "bad.png is no picture"),
         (["--style-image", "other.png", "--style-image", "photo.png", "--model", "model"], 2, "got 2 times --style-image"),
-        (["ink", "--shuffles", "1", "--model", "model"], 2, "--shuffles and --seed belong to a Mamba-ST as --model"),
-        (["ink", "--seed", "1", "--model", "model"], 2, "--shuffles and --seed belong to a Mamba-ST as --model"),
+        (["ink", "--shuffles", "1", "--model", "model"], 2, "--shuffles and --seed belong to --model mamba-st"),
+        (["ink", "--seed", "1", "--model", "model"], 2, "--shuffles and --seed belong to --model mamba-st"),
     ],
 )  # fmt: skip
 def test_stylize_bad_usage_of_image_guided_models(here, arguments, code, sentence):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, StyleNorm, _conv_at_twice
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, Grain, StyleNorm, conv_at_twice
 
 
 @pytest.fixture
@@ -143,4 +143,47 @@ def test_a_convolution_at_twice_the_size(size):
     conv, x = torch.nn.Conv2d(6, 4, 3), torch.randn(2, 6, *size)
     twice = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     wanted = conv(F.pad(twice, (1, 1, 1, 1), mode="replicate"))
-    torch.testing.assert_close(_conv_at_twice(x, conv), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(conv_at_twice(x, conv), wanted, rtol=1e-5, atol=1e-5)
+
+
+class TestGrain:
+    def test_adds_to_each_channel_as_much_noise_as_the_style_asks_for(self):
+        """x + s * amount(code) * noise: per channel a multiple of one map, which has a mean of 0 and a variance of 1."""
+        torch.manual_seed(0)
+        grain, x, code = Grain(3, 2, side=64).eval(), torch.randn(2, 3, 64, 64), torch.randn(2, 2)
+        torch.nn.init.normal_(grain.to_amount.weight)
+        added = grain(x, code, 0.5) - x
+        amount = code @ grain.to_amount.weight.T  # (B, C)
+        noise = added[0, 0] / (0.5 * amount[0, 0])
+        assert abs(noise.mean()) < 0.05 and abs(noise.var() - 1) < 0.05
+        torch.testing.assert_close(added, 0.5 * amount[:, :, None, None] * noise, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(grain(x, code, 0.0), x)
+
+    def test_a_new_one_adds_nothing_but_learns(self):
+        grain, x, code = Grain(3, 2), torch.randn(1, 3, 9, 7), torch.randn(1, 2)
+        assert torch.equal(grain(x, code, 1.0), x)
+        grain(x, code, 1.0).square().sum().backward()
+        assert grain.to_amount.weight.grad.abs().min() > 0
+
+    def test_lies_still_in_use_and_elsewhere_at_each_step_of_training(self):
+        torch.manual_seed(0)
+        grain, x, code = Grain(1, 2, side=8), torch.zeros(1, 1, 20, 12), torch.ones(1, 2)
+        torch.nn.init.ones_(grain.to_amount.weight)
+        still = grain.eval()(x, code, 1.0)
+        assert torch.equal(still, grain(x, code, 1.0))
+        assert torch.equal(still[..., 8:16, :8], still[..., :8, :8])  # a tile
+        moved = [grain.train()(x, code, 1.0) for _ in range(3)]
+        assert not torch.equal(moved[0], moved[1]) or not torch.equal(moved[1], moved[2])
+        for one in moved:
+            torch.testing.assert_close(
+                one[..., :8, :8].flatten().sort()[0], still[..., :8, :8].flatten().sort()[0]
+            )
+
+    def test_gives_strokes_to_a_flat_picture(self, decoder):
+        flat = torch.full((1, 4, 16, 16), 0.3)
+        _, embeds = inputs(1)
+        inner = (..., slice(24, 40), slice(24, 40))  # away from the borders
+        with torch.no_grad():
+            assert decoder(flat, embeds)[inner].std(dim=(2, 3)).max() < 1e-5
+            torch.nn.init.constant_(decoder.grain_low.to_amount.bias, 1.0)
+            assert decoder(flat, embeds)[inner].std(dim=(2, 3)).max() > 1e-3

@@ -10,6 +10,11 @@ from stylemamba.pipeline.mamba_st import MambaSTBlock, StyleReadingMixer
 from stylemamba.pipeline.scan_orders import scan_orders
 from stylemamba.pipeline.selective_scan import selective_scan_ref
 
+STYLED = {
+    "decoder": {"latent_channels": 4, "cond_dim": 6, "code_dim": 8, "channels": [12, 8, 6], "depth": 1},
+    "tower": {"projection_size": 6, "channels": [4, 4, 4, 4, 4], "hidden_size": 8, "image_size": 32},
+}
+
 
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
@@ -58,20 +63,24 @@ class TestStart:
         assert torch.equal(features, model.patch_embed(content * 2 - 1))
         assert torch.equal(model.fuse(features, model.encode_style(pictures(2, 40, 40, 1))), features)
 
-    def test_with_a_pixel_skip_it_passes_on_the_picture_in_the_colours_of_the_style(self):
-        model, content, style = tiny(pixel_skip=True), pictures(2, 32, 24), 0.6 - 0.2 * pictures(1, 64, 64, 1)
+    def test_a_styled_decoder_paints_in_the_colours_of_the_style_whatever_was_learnt(self):
+        model, content = awake(tiny(styled_decoder=STYLED)), pictures(2, 32, 24)
+        style = 0.6 - 0.2 * pictures(1, 40, 40, 1)
         with torch.no_grad():
-            assert torch.allclose(model(content, style, strength=0.0), content, atol=1e-6)
             result = model(content, style)
-            with torch.autocast("cpu", torch.bfloat16):
-                assert torch.allclose(model(content, style).float(), result, atol=0.02)
         for of_result, of_style in zip(palette(result), palette(style), strict=True):
-            torch.testing.assert_close(of_result, of_style.expand_as(of_result), rtol=1e-3, atol=1e-4)
-        assert (result - content).abs().mean() > 0.1
+            torch.testing.assert_close(of_result, of_style.expand_as(of_result), rtol=1e-2, atol=1e-3)
 
-    @pytest.mark.parametrize("pixel_skip", [False, True])
-    def test_every_parameter_learns(self, pixel_skip):
-        model = tiny(pixel_skip=pixel_skip).train()
+    def test_a_styled_decoder_at_strength_0_knows_no_style(self):
+        model, content = awake(tiny(styled_decoder=STYLED)), pictures(2, 30, 21)
+        one, other = pictures(1, 40, 40, 1), pictures(1, 40, 40, 2)
+        with torch.no_grad():
+            assert torch.equal(model(content, one, strength=0.0), model(content, other, strength=0.0))
+            assert (model(content, one) - model(content, other)).abs().mean() > 1e-3
+
+    @pytest.mark.parametrize("styled_decoder", [None, STYLED])
+    def test_every_parameter_learns(self, styled_decoder):
+        model = tiny(styled_decoder=styled_decoder).train()
         content, style, wanted = pictures(2, 16, 16), pictures(2, 16, 16, 1), pictures(2, 16, 16, 2)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -79,7 +88,9 @@ class TestStart:
             optimizer.zero_grad()
             F.mse_loss(model(content, style), wanted).backward()
             optimizer.step()
-        assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+        still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+        # the tower's feature maps are given
+        assert [name for name in still if not name.startswith("style_tower.features.")] == []
 
     @pytest.mark.parametrize("compat", [True, False])
     def test_t5_decay_is_mambas_after_construction(self, compat):

@@ -59,7 +59,7 @@ class TestWhatIsInIt:
         shipped = [p for p in files for g in globs if p.count("/") == g.count("/") and fnmatch(p, g)]
         assert sorted(set(files) - set(shipped)) == []
 
-    @pytest.mark.parametrize(("name", "most"), [("tiny", 25)])
+    @pytest.mark.parametrize(("name", "most"), [("tiny", 25), ("samam-tiny", 10), ("mamba-st-tiny", 10)])
     def test_bundled_models_are_there_small_and_in_half_precision(self, name, most):
         folder = ROOT / "weights" / stylemamba.weights.registry()["models"][name]["folder"]
         assert (folder / "model_index.json").is_file()

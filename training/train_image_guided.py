@@ -1,15 +1,15 @@
 """Trains SaMam or Mamba-ST: one network that takes any style image.
 
-    python training/train_image_guided.py DATA PAIRS OUT --model samam --vgg VGG16 --minutes 90
+    python training/train_image_guided.py DATA PAIRS OUT --model samam --tiny ../weights/tiny --vgg VGG16 --minutes 60
 
-The losses are those of all papers of this family: content (standardised maps of a VGG), style (means and deviations of its
-maps), and two identities, of a photo in its own style and of an artwork in its own. Two things keep them from running away: the
-VGG's channels are scaled to a root mean square of one, and the style is measured in units of how much artworks differ. A
-teacher's pictures (teach_pairs.py made them) pull towards strokes as well, by their pixels and the first maps of the VGG;
-without a pixel skip let them do so alone for a while (`--losses-from`), or the losses paint speckle from a random start.
+From a random start the losses of these papers need 160,000 steps. Here the model first learns what the bundled StyleMamba model
+knows, without painting a picture: the latents of the photo, and the same fused with the style (`imitation`). Its decoder and what
+steers that it takes over as they are. Then all of it learns by the losses: content (standardised maps of a VGG),
+style (means and deviations of its maps, in units of how much artworks differ in them), and two identities, of a photo in its
+own style and of an artwork in its own.
 
-Runs again from OUT/state.pt if it is there; writes the pipeline OUT/pipeline, in half precision, and a sheet of held-out
-photos in the styles of paintings that no training sees every few minutes.
+PAIRS names the photos and artworks (teach_pairs.py made it). Runs again from OUT/state.pt if it is there; writes the pipeline
+OUT/pipeline, in half precision, and a sheet of held-out photos in the styles of paintings that no training sees every few minutes.
 """
 
 import argparse
@@ -22,42 +22,39 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from pictures import read
 from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from train_stylizer import Pairs, draw_strength, picture_distance, statistics
+from train_stylizer import Pairs, at_view, statistics
 
 from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline
-from stylemamba.pipeline.controls import in_palette, palette, resize
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
+from stylemamba.pipeline.controls import resize
+from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.images import to_pil
-from stylemamba.pipeline.losses import (
-    content_loss,
-    identity_losses,
-    image_style_total,
-)
+from stylemamba.pipeline.losses import content_loss, identity_losses, image_style_total
+from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 
-# Sizes of the bundled models: about half a second at 512 px on one core.
+# Sizes of the bundled models; their decoder is that of `tiny`.
 SIZES = {
     "samam": {
-        "embed_dim": 64, "patch_size": 4, "style_dim": 64, "encoder_depth": 1, "groups": 2, "group_depth": 1,
-        "decoder_width": 64, "d_state": 8, "pixel_skip": True,
+        "embed_dim": 64, "patch_size": 4, "style_dim": 64, "encoder_depth": 1, "groups": 2, "group_depth": 1, "d_state": 8,
     },
     "mamba-st": {
-        "embed_dim": 64, "patch_size": 4, "encoder_depth": 1, "depth": 2, "decoder_width": 64, "d_state": 8,
-        "scan_order": "zigzag", "pixel_skip": True,
+        "embed_dim": 64, "patch_size": 4, "encoder_depth": 1, "depth": 2, "d_state": 8, "scan_order": "zigzag",
     },
 }  # fmt: skip
 MODELS = {"samam": (SaMam, SaMamPipeline), "mamba-st": (MambaST, MambaSTPipeline)}
-# Of content, style and the two identities. The papers' 7, 7 or 10, 70 and 1 are for style in other units, and for a network that
-# has to learn to give a picture back: where the pixels skip it, such identities hold it at no strokes at all.
-WEIGHTS = (2.0, 7.0, 1.0, 0.05)
+# Of content, style and the two identities. The papers' 7, 7 or 10, 70 and 1 are for style in other units.
+WEIGHTS = (1.0, 2.0, 1.0, 0.02)
 TAPS = ("1_1", "2_1", "3_1", "4_1", "5_1")
 CONTENT_TAPS = slice(3, 5)
 STYLE_SIDE = 256  # of an artwork
 STYLE_CROP = 192  # of it, most, so that its colours are there
-TEACHER_TAPS = slice(0, 3)  # the teacher's strokes, not only its pixels, are to be reproduced
+IDENTITY_EVERY = 8  # steps; they cost half of one
 IDENTITY_CROP = 96  # of the pictures that are to stay as they are
 
 
@@ -70,7 +67,7 @@ class ScaledMaps:
             powers = [[m.float().square().mean((0, 2, 3)) for m in self._maps(art)] for art in artworks]
             powers = [torch.stack(of_tap).mean(0) for of_tap in zip(*powers, strict=True)]
             self.scales = [(power.sqrt() + 0.01 * power.mean().sqrt())[:, None, None] for power in powers]
-            moments = [[statistics(m).mean_std for m in self(art)] for art in artworks]  # (1, 2, C) each
+        moments = [self.moments(art) for art in artworks]
         self.spreads = [torch.cat(of_tap).std(0) + 0.05 for of_tap in zip(*moments, strict=True)]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -80,14 +77,53 @@ class ScaledMaps:
     def __call__(self, images: Tensor) -> list[Tensor]:
         return [maps.float() / scale for maps, scale in zip(self._maps(images), self.scales, strict=True)]
 
+    @torch.no_grad()
+    def moments(self, artwork: Tensor) -> list[Tensor]:
+        """Means and deviations of its maps, (1, 2, C) each."""
+        return [statistics(m).mean_std for m in self(artwork)]
+
     def style_loss(self, got: list[Tensor], wanted: list[Tensor]) -> Tensor:
-        """Means and deviations in units of how much artworks differ in them. As they are, a channel that hardly ever fires
-        but fires in one artwork weighs a thousand times all others."""
-        gaps = (
-            ((statistics(a).mean_std - statistics(b).mean_std) / spread).square().clamp(max=16).mean()
+        """Between maps and the moments of artworks, in units of how much artworks differ in them. As they are, a channel
+        that hardly ever fires but fires in one artwork weighs a thousand times all others."""
+        return sum(
+            F.smooth_l1_loss(statistics(a).mean_std / spread, b / spread)
             for a, b, spread in zip(got, wanted, self.spreads, strict=True)
         )
-        return sum(gaps)
+
+
+class Imitated(nn.Module):
+    """The parts of the bundled model that are imitated."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.vae = AutoencoderTiny.from_pretrained(folder, subfolder="vae").float()
+        self.fusion = StyleFusion.from_pretrained(folder, subfolder="fusion").float()
+        self.decoder = ConditionalDecoder.from_pretrained(folder, subfolder="style_decoder").float()
+        self.tower = StatisticsEncoder.from_pretrained(folder, subfolder="image_encoder").float()
+        self.requires_grad_(False).eval()
+
+    def options(self) -> dict[str, dict]:
+        return {"decoder": _options(self.decoder), "tower": _options(self.tower)}
+
+    @torch.no_grad()
+    def latents(self, photos: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the photos (B, 3, H, W) in [0, 1], and fused with the style (B, E)."""
+        plain = self.vae.encode(photos * 2 - 1).latents
+        return plain, self.fusion(plain, codes)
+
+
+def _options(module: ConditionalDecoder | StatisticsEncoder) -> dict:
+    return {name: value for name, value in module.config.items() if not name.startswith("_")}
+
+
+def imitation(model: SaMam | MambaST, plain: Tensor, fused: Tensor, tiny: Imitated, photos: Tensor) -> Tensor:
+    """How far the features before and behind the style are from latents of `tiny`, relative to the variance of those."""
+    before, (behind, _, signature) = model.uncarry(plain)[0], model.uncarry(fused)
+    wanted = tiny.latents(photos, signature[:, :-12])
+    return sum(
+        (model.to_latents(features).float() - latents).square().mean() / latents.var()
+        for features, latents in zip((before, behind), wanted, strict=True)
+    )
 
 
 def crop(image: Tensor, size: int, rng: random.Random) -> Tensor:
@@ -103,19 +139,21 @@ def main() -> None:
     parser.add_argument("pairs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=SIZES, required=True)
+    parser.add_argument("--tiny", type=Path, required=True, help="the bundled model")
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: other sizes, or an ablation")
-    parser.add_argument("--minutes", type=float, default=90, help="of training, all runs together")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
     parser.add_argument(
         "--steps", type=int, help="end after so many steps, whatever the minutes: for comparisons"
     )
-    parser.add_argument("--losses-from", type=float, default=0, help="minutes")
-    parser.add_argument("--teacher-weight", type=float, default=4.0, help="beside the losses")
+    parser.add_argument(
+        "--losses-from", type=float, default=0.3, help="share of the whole that only imitates"
+    )
+    parser.add_argument("--imitation-weight", type=float, default=0.3, help="beside the losses")
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--judged", type=int, default=2, help="pictures of a batch that the losses see")
+    parser.add_argument("--crop", type=int, default=192)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
     parser.add_argument("--seed", type=int, default=0)
@@ -123,8 +161,13 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
+    tiny = Imitated(args.tiny).to(device, memory_format=torch.channels_last)
     kind, pipeline = MODELS[args.model]
-    model = kind(**{**SIZES[args.model], **args.config}).to(device, memory_format=torch.channels_last)
+    model = kind(**{**SIZES[args.model], "styled_decoder": tiny.options(), **args.config})
+    model.decoder.load_state_dict(tiny.decoder.state_dict())
+    model.style_tower.load_state_dict(tiny.tower.state_dict())
+    model.style_tower.requires_grad_(False).eval()
+    model = model.to(device, memory_format=torch.channels_last)
     options = {"shuffles": args.shuffles} if args.model == "mamba-st" else {}
 
     pairs = Pairs(args.data, args.pairs)
@@ -139,11 +182,17 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
             return vgg(images)
 
-    features = None  # the VGG is run through once they are needed
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    average = AveragedModel(model, avg_fn=lambda kept, new, n: kept.lerp(new, max(0.001, 10 / (n + 10))))
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
+    features = ScaledMaps(maps_of, [artworks[a][None].to(device).float() / 255 for a in some])
     args.out.mkdir(parents=True, exist_ok=True)
+    cache = args.pairs / "moments.pt"  # minutes of work, the same for every model
+    if not cache.exists():
+        found = {art: features.moments(rgb[None].to(device).float() / 255) for art, rgb in artworks.items()}
+        torch.save(found, cache)
+    moments = torch.load(cache, map_location=device, weights_only=True)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    average = AveragedModel(model, avg_fn=lambda kept, new, n: kept.lerp(new, max(0.003, 10 / (n + 10))))
+    state_file, step, spent = args.out / "state.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -161,48 +210,39 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
             )
-        by_losses = min(1.0, max(0.0, spent / 60 - args.losses_from) / 5)  # fades in over five minutes
+        by_losses = min(1.0, max(0.0, share - args.losses_from) * 20)  # fades in over a twentieth
+        model.decoder.requires_grad_(by_losses > 0)  # it knows already what the rest has to learn first
         rng = random.Random(f"{args.seed} {step}")
         torch.manual_seed(rng.randrange(2**31))  # of the shuffles
         chosen = rng.choices(usable, k=args.batch)
-        photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
-        styles = [crop(artworks[pairs.rows[i]["artwork"]], STYLE_CROP, rng) for i in chosen]
-        photos, targets, styles = (
+        names = [pairs.rows[i]["artwork"] for i in chosen]
+        photos = [pairs.crop(i, args.crop, rng)[0] for i in chosen]
+        styles = [crop(artworks[name], STYLE_CROP, rng) for name in names]
+        photos, styles = (
             torch.stack(side).to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-            for side in (photos, targets, styles)
+            for side in (photos, styles)
         )
-        strength = torch.tensor([draw_strength(rng) for _ in chosen], device=device)  # (B,)
-        wide = strength.view(-1, 1, 1, 1)
 
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
-            result = model(photos, styles, wide, **options).float()
-        if model.config.pixel_skip:  # the colours are right from the start; what is to be learnt are strokes
-            targets = in_palette(targets, *palette(styles)).clamp(0, 1)
-        wanted = torch.lerp(photos, targets, wide)
-        distance = picture_distance(result, wanted, torch.ones_like(strength))
-        terms = {"teacher": distance}
-        full = (strength == 1).nonzero()[: args.judged, 0]
-        loss = args.teacher_weight * distance
-        if len(full):
-            features = features or ScaledMaps(
-                maps_of, [artworks[a][None].to(device).float() / 255 for a in some]
-            )
-            got = features(result[full])
+            plain = model.encode_content(photos)
+            fused = model.fuse(plain, model.encode_style(styles), **options)
+            terms = {"imitation": imitation(model, plain, fused, tiny, photos)}
+            result = model.decode(fused).float() if by_losses else None
+        loss = terms["imitation"] * (1 - by_losses * (1 - args.imitation_weight))
+        if by_losses:
+            got = features(at_view(result))
             with torch.no_grad():
-                of_teacher = features(wanted[full])[TEACHER_TAPS]
-            pairs_of_maps = zip(got[TEACHER_TAPS], of_teacher, strict=True)
-            terms["teacher_maps"] = sum(F.l1_loss(a, b) for a, b in pairs_of_maps)
-            loss = loss + args.teacher_weight / 4 * terms["teacher_maps"]
-        if by_losses and len(full):
-            with torch.no_grad():
-                of_photo, of_style = features(photos[full]), features(styles[full])
-            same = torch.stack([side[0, :, :IDENTITY_CROP, :IDENTITY_CROP] for side in (photos, styles)])
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
-                again = model(same, same, **options).float()
-            pixels, maps = identity_losses(again[:1], same[:1], again[1:], same[1:], features)
+                of_photo = features(at_view(photos))
+            of_style = [torch.cat(tap) for tap in zip(*(moments[name] for name in names), strict=True)]
             terms["content"] = content_loss(got[CONTENT_TAPS], of_photo[CONTENT_TAPS])
             terms["style"] = features.style_loss(got, of_style)
-            terms["identity"], terms["identity_maps"] = pixels, maps
+            pixels = maps = 0.0
+            if step % IDENTITY_EVERY == 0:
+                same = torch.stack([side[0, :, :IDENTITY_CROP, :IDENTITY_CROP] for side in (photos, styles)])
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
+                    again = model(same, same, **options).float()
+                pixels, maps = identity_losses(again[:1], same[:1], again[1:], same[1:], features)
+                terms["identity"], terms["identity_maps"] = pixels, maps
             total = image_style_total(terms["content"], terms["style"], pixels, maps, WEIGHTS)
             loss = loss + by_losses * total
         optimizer.zero_grad()
@@ -234,6 +274,7 @@ def main() -> None:
 def save(pipe: SaMamPipeline | MambaSTPipeline, args: argparse.Namespace, sheet: str) -> None:
     """The pipeline, and three held-out photos in six unseen styles, 256 px."""
     pipe.set_progress_bar_config(disable=True)
+    pipe.model.eval()
     photos = [read(args.data / name, 256)[:, :256, :256] / 255 for name in HELD_OUT["photos"][:3]]
     lines = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]

@@ -40,8 +40,9 @@ from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 
 STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
 CONTENT_TAPS = ("3_3", "4_2")
-# The VGG16 sees results at two thirds of their size and artworks at their own: strokes become half as large again.
-STYLE_SIDE, VIEW = 288, 2 / 3
+# The VGG16 sees results at half their size and artworks at about their own: strokes become twice as large, and a picture of 512 px
+# is compared with artworks of 256.
+STYLE_SIDE, VIEW = 256, 1 / 2
 # Labels of the sample sheets.
 SAMPLES = (
     "van gogh",
@@ -252,7 +253,7 @@ def main() -> None:
             likeness = (judge.embed_images(painted) * embeds[full]).sum(1).mean()
             terms["label"] = args.label_weight * (1 - likeness)
             calm = painted.diff(dim=-1).abs().mean() + painted.diff(dim=-2).abs().mean()
-            terms["variation"] = 0.05 * calm
+            terms["variation"] = 0.1 * calm
             terms = {name: term if name == "teacher" else sharpening * term for name, term in terms.items()}
         loss = sum(terms.values())
         optimizer.zero_grad()

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ..style import Style
 
 _TEXT_ENCODER = "google/siglip-base-patch16-224"
-_KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For a SaMam or Mamba-ST as --model"
+_KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For --model samam and mamba-st"
+_SHORT_NAMES = {"samam": "samam-tiny", "mamba-st": "mamba-st-tiny"}
 
 ImageArgument = Annotated[
     str,
@@ -88,7 +89,7 @@ def stylize(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A picture in place of a prompt, or mixed with it half and half; with a SaMam or Mamba-ST as --model "
+            help="A picture in place of a prompt, or mixed with it half and half; with --model samam or mamba-st "
             "several are mixed by --weight.",
         ),
     ] = None,
@@ -228,10 +229,12 @@ def stylize(
       stylemamba stylize clip.mp4 "ukiyo-e woodblock print" -o print.mp4
       stylemamba stylize photo.jpg "dark blue tone" --preset cinematic \\
           --cube tone.cube -o graded.png
-      stylemamba stylize photo.jpg --style-image painting.jpg --model my-samam/
+      stylemamba stylize photo.jpg --style-image painting.jpg --model samam
     """
     prompts, style_images = prompts or [], style_image or []
     _require_quoted(prompts)
+    if model in _SHORT_NAMES and not os.path.exists(model):
+        model = _SHORT_NAMES[model]
     image_guided = _is_image_guided(model)
     if mix not in ("linear", "slerp"):
         raise typer.BadParameter(f"--mix is {mix!r}, wanted linear or slerp.")
@@ -270,10 +273,10 @@ def stylize(
     else:
         if len(style_images) > 1:
             raise typer.BadParameter(
-                f"got {len(style_images)} times --style-image: give one, or mix several with a SaMam or Mamba-ST as --model."
+                f"got {len(style_images)} times --style-image: give one, or mix several with --model samam or mamba-st."
             )
         if shuffles is not None or seed is not None:
-            raise typer.BadParameter("--shuffles and --seed belong to a Mamba-ST as --model: leave them out.")
+            raise typer.BadParameter("--shuffles and --seed belong to --model mamba-st: leave them out.")
 
     sources = [*choice.sources, *(path.stem for path in style_images)]
     labels = ["regions"] if regions else [" ".join([label, *sources]).strip() for label in choice.labels]
