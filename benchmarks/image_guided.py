@@ -103,8 +103,9 @@ def quality(args: argparse.Namespace) -> None:
     peer = StyleTransfer(device="cpu", max_size=args.size)
 
     def stylizer(source: str) -> Callable[[Tensor, Tensor], Tensor]:
-        pipe = load(source)
-        return lambda photo, painting: pipe(photo, painting, output_type="pt").images
+        source, _, strength = source.partition("@")
+        pipe, strength = load(source), float(strength or 1)
+        return lambda photo, painting: pipe(photo, painting, strength=strength, output_type="pt").images
 
     made = {name: stylizer(source) for name, source in (pair.split("=", 1) for pair in args.model)}
     made |= {
@@ -373,7 +374,11 @@ def main() -> None:
     command.set_defaults(run=quality)
     command.add_argument("data", type=Path)
     command.add_argument(
-        "--model", action="append", default=[], metavar="NAME=SOURCE", help="a bundled name or a folder"
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE[@STRENGTH]",
+        help="a bundled name or a folder",
     )
     command.add_argument("--alexnet", type=Path, required=True)
     command.add_argument("--pairs", type=Path, help="of the training, to leave out the artworks it saw")

@@ -1,8 +1,7 @@
 """What SaMam and Mamba-ST have in common: patches of two pictures in, one picture out.
 
-Responsible for: the order of the steps, sizes that are no multiple of a patch, strength, the convolutions that turn
-features into a picture. What a style is, and how it gets into the content,
-is each model's own.
+Responsible for: the order of the steps, sizes that are no multiple of a patch, strength, and what turns features into a
+picture. What a style is, and how it gets into the content, is each model's own.
 
 Shapes: B pictures, C features, h x w patches. Pictures are (B, 3, H, W) in [0, 1].
 """
@@ -118,14 +117,13 @@ class StyleUnits(nn.Module):
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("square", torch.ones(size))
-        self.register_buffer("seen", torch.zeros(()))  # 0 to 1: how much of the two averages is of styles
+        self.register_buffer("seen", torch.zeros(()))  # 1 as soon as the two averages are of styles
 
     def forward(self, numbers: Tensor) -> Tensor:
         if self.training:
             with torch.no_grad():
                 seen = numbers.detach().float()
-                # The first batch counts in full.
-                share = self.momentum + (1 - self.momentum) * (self.seen == 0)
+                share = self.momentum if self.seen else 1.0  # the first batch counts in full
                 self.mean.lerp_(seen.mean(0), share)
                 self.square.lerp_(seen.square().mean(0), share)
                 self.seen.fill_(1)

@@ -2,7 +2,8 @@
 
     python training/build_tiny.py RUNS -o ../weights/tiny
 
-RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/.
+RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/. The longer the stylizer is
+trained the less of the photo it keeps; `--before` goes some way back, to the mean of its weights and those of an earlier state.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoTokenizer, SiglipTextModel
 
 from stylemamba import StyleMambaPipeline
@@ -27,6 +30,8 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--before", type=Path, help="folder with an earlier fusion/ and style_decoder/")
+    parser.add_argument("--share", type=float, default=0.4, help="of the earlier weights")
     args = parser.parse_args()
 
     tower = args.runs / "text" / "tower"
@@ -40,6 +45,9 @@ def main() -> None:
         perceptual=VGGFeatures.from_pretrained(args.runs / "perceptual"),
         **json.loads((args.runs / "image_encoder" / "logits.json").read_text(encoding="utf-8")),
     )
+    if args.before:
+        for part in ("fusion", "style_decoder"):
+            go_back(getattr(pipe, part), args.before / part, args.share)
     pipe.to(torch.float16).save_pretrained(args.out)
     for file in args.out.glob("*/config.json"):  # not the folders of the machine it was trained on
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -50,6 +58,14 @@ def main() -> None:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         print(f"{file.relative_to(args.out).as_posix():60} {file.stat().st_size:9} {digest}")
     print(f"{sum(file.stat().st_size for file in args.out.rglob('*') if file.is_file()) / 1e6:.1f} MB in all")
+
+
+@torch.no_grad()
+def go_back(module: nn.Module, folder: Path, share: float) -> None:
+    earlier = load_file(folder / "diffusion_pytorch_model.safetensors")
+    for name, parameter in module.named_parameters():
+        # The earlier state may be of before the decoder had a grain.
+        parameter.mul_(1 - share).add_(earlier.get(name, torch.zeros_like(parameter)).float(), alpha=share)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ SIZES = {
 }  # fmt: skip
 MODELS = {"samam": (SaMam, SaMamPipeline), "mamba-st": (MambaST, MambaSTPipeline)}
 # Of content, style and the two identities. The papers' 7, 7 or 10, 70 and 1 are for style in other units.
-WEIGHTS = (1.0, 2.0, 1.0, 0.02)
+WEIGHTS = (1.0, 1.0, 1.0, 0.02)
 TAPS = ("1_1", "2_1", "3_1", "4_1", "5_1")
 CONTENT_TAPS = slice(3, 5)
 STYLE_SIDE = 256  # of an artwork
@@ -147,7 +147,7 @@ def main() -> None:
         "--steps", type=int, help="end after so many steps, whatever the minutes: for comparisons"
     )
     parser.add_argument(
-        "--losses-from", type=float, default=0.3, help="share of the whole that only imitates"
+        "--losses-from", type=float, default=0.75, help="share of the whole that only imitates"
     )
     parser.add_argument("--imitation-weight", type=float, default=0.3, help="beside the losses")
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
