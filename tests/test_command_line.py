@@ -235,8 +235,9 @@ def test_stylize_by_samam_with_prompts(here):
 def test_stylize_by_a_short_name(here):
     for name in ("samam", "mamba-st"):
         Path(name).unlink()  # a folder of that name would be meant
+    a_photo((64, 64)).save("one.png")
     for name in ("samam", "samam-tiny"):
-        run("stylize", "photo.png", "--style-image", "other.png", "--model", name, "-o", f"{name}.png")
+        run("stylize", "photo.png", "--style-image", "one.png", "--model", name, "-o", f"{name}.png")
     assert np.array_equal(Image.open("samam.png"), Image.open("samam-tiny.png"))
     assert not np.array_equal(Image.open("samam.png"), Image.open("photo.png"))
 
