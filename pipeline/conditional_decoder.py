@@ -63,8 +63,11 @@ class Grain(nn.Module):
     """Adds noise, as much of it as a style asks for in each channel: something to make strokes of where the photo is flat.
 
     Without it a decoder can only repeat there what its filters do to nothing, which is a lattice. The noise is a fixed
-    tile, so that a picture always gets the same strokes; while training it lies elsewhere each time.
+    tile, so that a picture always gets the same strokes, and a fit the same bits. `drifts`, which the training of the bundled
+    models sets, lays it elsewhere each time.
     """
+
+    drifts = False
 
     def __init__(self, channels: int, code_dim: int, side: int = 64) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class Grain(nn.Module):
     def forward(self, x: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
         side, (height, width) = self.noise.shape[-1], x.shape[-2:]
         noise = self.noise
-        if self.training:
+        if self.drifts:
             noise = noise.roll(torch.randint(side, (2,)).tolist(), (2, 3))
         noise = noise.tile(1, 1, -(-height // side), -(-width // side))[..., :height, :width]
         amount = (strength * self.to_amount(code)).to(x.dtype)[:, :, None, None]  # (B, C, 1, 1)

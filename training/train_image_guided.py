@@ -167,6 +167,7 @@ def main() -> None:
     model.decoder.load_state_dict(tiny.decoder.state_dict())
     model.style_tower.load_state_dict(tiny.tower.state_dict())
     model.style_tower.requires_grad_(False).eval()
+    model.decoder.grain_low.drifts = model.decoder.grain_mid.drifts = True
     model = model.to(device, memory_format=torch.channels_last)
     options = {"shuffles": args.shuffles} if args.model == "mamba-st" else {}
 

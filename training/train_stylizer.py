@@ -129,6 +129,7 @@ class Stylizer(torch.nn.Module):
         self.decoder = ConditionalDecoder(latent_channels=channels, cond_dim=cond_dim).to(
             memory_format=torch.channels_last
         )
+        self.decoder.grain_low.drifts = self.decoder.grain_mid.drifts = True
 
     def forward(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1], embeddings (B, E), strengths (B, 1) -> pictures."""
