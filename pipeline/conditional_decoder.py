@@ -64,13 +64,16 @@ class Grain(nn.Module):
 
     Without it a decoder can only repeat there what its filters do to nothing, which is a lattice. The noise is a fixed
     tile, so that a picture always gets the same strokes, and a fit the same bits. `drifts`, which the training of the bundled
-    models sets, lays it elsewhere each time.
+    models sets, lays it elsewhere each time. `origin`: where in the whole picture a tile begins, rows and columns of latents,
+    of which one pixel of `x` covers `stride`.
     """
 
     drifts = False
+    origin = (0, 0)
 
-    def __init__(self, channels: int, code_dim: int, side: int = 64) -> None:
+    def __init__(self, channels: int, code_dim: int, side: int = 64, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.to_amount = nn.Linear(code_dim, channels)
         nn.init.zeros_(self.to_amount.weight)
         nn.init.zeros_(self.to_amount.bias)
@@ -79,9 +82,10 @@ class Grain(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
         side, (height, width) = self.noise.shape[-1], x.shape[-2:]
-        noise = self.noise
-        if self.drifts:
-            noise = noise.roll(torch.randint(side, (2,)).tolist(), (2, 3))
+        shift = (
+            torch.randint(side, (2,)).tolist() if self.drifts else [-n // self.stride for n in self.origin]
+        )
+        noise = self.noise.roll(shift, (2, 3))
         noise = noise.tile(1, 1, -(-height // side), -(-width // side))[..., :height, :width]
         amount = (strength * self.to_amount(code)).to(x.dtype)[:, :, None, None]  # (B, C, 1, 1)
         return torch.addcmul(x, amount, noise.to(x.dtype))
@@ -122,7 +126,7 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         self.conv_in = conv(latent_channels, mid)
         self.down = conv(mid, low, stride=2)
         self.norm_down = StyleNorm(low, code_dim)
-        self.grain_low = Grain(low, code_dim)
+        self.grain_low = Grain(low, code_dim, stride=2)
         self.blocks = nn.ModuleList(StyleResBlock(low, code_dim) for _ in range(depth))
         self.up = conv(low, mid)
         self.norm_up = StyleNorm(mid, code_dim)
@@ -160,24 +164,24 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         x = self.grain_low(x, code, strength)
         for block in self.blocks:
             x = block(x, code, strength)
-        x = conv_at_twice(x, self.up) + skip  # (B, mid, h, w)
+        x = _conv_at_twice(x, self.up) + skip  # (B, mid, h, w)
         x = self.grain_mid(self.norm_up(x, code, strength).relu_(), code, strength)
         x = self.block_mid(x, code, strength)
         # From here the convolutions eat a margin that is added once, where it costs least.
         x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-        x = conv_at_twice(x, self.widen)[:, :, 1:-1, 1:-1]  # (B, high, 2h + 6, 2w + 6)
+        x = _conv_at_twice(x, self.widen)[:, :, 1:-1, 1:-1]  # (B, high, 2h + 6, 2w + 6)
         x = self.norm_widen(x, code, strength).relu_()
         if self.refine is None:
             x = self.conv_out(x)  # (B, 3, 2h + 4, 2w + 4)
         else:
             x = self.refine(x).relu_()  # (B, 16, 2h + 4, 2w + 4)
-            x = conv_at_twice(x, self.conv_out)[:, :, 1:-1, 1:-1]  # (B, 3, 4h + 6, 4w + 6)
+            x = _conv_at_twice(x, self.conv_out)[:, :, 1:-1, 1:-1]  # (B, 3, 4h + 6, 4w + 6)
         f = self.config.scale
         margin = (x.shape[-1] - f * z.shape[-1]) // 2
         return x[..., margin : margin + height * f, margin : margin + width * f] * 2 - 1
 
 
-def conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def _conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution of `x` (B, C, h, w) at twice its size, (B, C', 2h, 2w), the border repeated.
 
     Bilinear: after nearest upsampling a style can colour the four pixels of a cell differently, which shows as a grid. Each

@@ -57,9 +57,7 @@ def palette(rgb: Tensor) -> tuple[Tensor, Tensor]:
 def in_palette(rgb: Tensor, mean: Tensor, root: Tensor) -> Tensor:
     """`rgb` in the colours of a `palette`, by the linear map that moves colours least (optimal transport between two normal
     distributions). Not clamped."""
-    with (
-        torch.no_grad()
-    ):  # gradients pass through the map, not through how it is found: grey pictures have none there
+    with torch.no_grad():  # gradients pass through the map alone: how it is found has none for grey pictures
         own_mean, own_root = palette(rgb)
         own_root, root = own_root.cpu().double(), root.cpu().double()
         inverse = _power(own_root, -1)

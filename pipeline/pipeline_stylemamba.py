@@ -238,7 +238,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         tiles = (padded, tile, TILE_HALO, 2 * f)
         if shared is not None:
             shared.measure(encode, *tiles)
-        return run_in_tiles(encode, *tiles)
+        return run_in_tiles(encode, *tiles, shared)
 
     def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
         """Scaled latents (B, C, h, w) -> the same with the style. Without `prompt_embeds` the styles in use go by the
@@ -269,8 +269,9 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
             if tile:
                 tiles = (latents, tile // self.vae_scale_factor, -(-TILE_HALO // self.vae_scale_factor), 2)
-                SharedStatistics(network).measure(run, *tiles)
-                image = run_in_tiles(run, *tiles)
+                shared = SharedStatistics(network)
+                shared.measure(run, *tiles)
+                image = run_in_tiles(run, *tiles, shared)
             else:
                 image = run(latents)
         elif painter is self.vae:

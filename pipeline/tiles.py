@@ -1,7 +1,7 @@
 """Pictures larger than memory: a network runs on overlapping tiles, and the tiles agree with each other.
 
-Responsible for cutting and joining, and for giving every tile the statistics of the whole picture: a layer that normalises
-by mean and deviation would otherwise see another picture in each of them, and the seams would show. Knows nothing of
+Responsible for cutting and joining, and for giving every tile the statistics and the grain of the whole picture: a layer that
+normalises by mean and deviation would otherwise see another picture in each of them, and the seams would show. Knows nothing of
 styles; the scan of a fusion always sees the whole latent and is not run in tiles.
 
 Two ways to the statistics of the whole. A network of few normalising layers is run once for each of them over all tiles,
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from .conditional_decoder import ConditionalDecoder, StyleNorm
+from .conditional_decoder import ConditionalDecoder, Grain, StyleNorm
 
 Run = Callable[[Tensor], Tensor]
 
@@ -37,17 +37,21 @@ class Span:
     core_stop: int
 
 
-def run_in_tiles(run: Run, whole: Tensor, side: int, halo: int, align: int = 1) -> Tensor:
+def run_in_tiles(
+    run: Run, whole: Tensor, side: int, halo: int, align: int = 1, shared: "SharedStatistics | None" = None
+) -> Tensor:
     """`run(whole)` from tiles of `side`. `run` maps (B, C, H, W) to (B, C', s*H, s*W) for some scale s.
 
     halo: within this distance of a cut the network misses what it would need, and nothing of a tile is used.
-    align: cuts are made at multiples of it. All in units of `whole`.
+    align: cuts are made at multiples of it. All in units of `whole`. shared: is told where each tile lies.
     """
     height, width = whole.shape[-2:]
     rows, columns = (spans(length, side, halo, align) for length in (height, width))
     total, weights = None, None
     for row in rows:
         for column in columns:
+            if shared is not None:
+                shared.place(row, column)
             result = run(whole[..., row.start : row.stop, column.start : column.stop])
             if total is None:
                 scale = result.shape[-1] / (column.stop - column.start)
@@ -111,10 +115,18 @@ class SharedStatistics:
     def __init__(self, network: nn.Module) -> None:
         layers = [layer for layer in network.modules() if isinstance(layer, _NORMS)]
         self._layers = [_SharedNorm(layer) for layer in layers]
+        self._grains = [layer for layer in network.modules() if isinstance(layer, Grain)]
 
     @staticmethod
     def wanted_by(network: nn.Module) -> bool:
         return any(isinstance(layer, _NORMS) for layer in network.modules())
+
+    def place(self, row: Span, column: Span) -> None:
+        """Before each tile."""
+        for layer in self._layers:
+            layer.tile = (row, column)
+        for grain in self._grains:
+            grain.origin = (row.start, column.start)
 
     @torch.no_grad()
     def measure(self, run: Run, whole: Tensor, side: int, halo: int, align: int = 1) -> None:
@@ -131,8 +143,7 @@ class SharedStatistics:
             for row in rows:
                 for column in columns:
                     part = (slice(row.start, row.stop), slice(column.start, column.stop))
-                    for layer in self._layers:
-                        layer.tile = (row, column)
+                    self.place(row, column)
                     try:
                         run(whole[(..., *part)])
                     except _Reached as stop:

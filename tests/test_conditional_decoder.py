@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, Grain, StyleNorm, conv_at_twice
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, Grain, StyleNorm, _conv_at_twice
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_convolution_at_twice_the_size(size):
     conv, x = torch.nn.Conv2d(6, 4, 3), torch.randn(2, 6, *size)
     twice = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     wanted = conv(F.pad(twice, (1, 1, 1, 1), mode="replicate"))
-    torch.testing.assert_close(conv_at_twice(x, conv), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_conv_at_twice(x, conv), wanted, rtol=1e-5, atol=1e-5)
 
 
 class TestGrain:
