@@ -47,7 +47,30 @@ def model(request):
     return kind(**small, **size).eval()
 
 
+def awake(model):
+    """One that does something, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
 class TestStyledDecoder:
+    def test_paints_in_the_colours_of_the_style_whatever_was_learnt(self, model):
+        content, style = torch.rand(2, 3, 32, 24), 0.6 - 0.2 * torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            result = awake(model)(content, style)
+        for of_result, of_style in zip(palette(result), palette(style), strict=True):
+            torch.testing.assert_close(of_result, of_style.expand_as(of_result), rtol=1e-2, atol=1e-3)
+
+    def test_at_strength_0_knows_no_style(self, model):
+        content, one, other = torch.rand(2, 3, 30, 21), *torch.rand(2, 1, 3, 64, 64)
+        awake(model)
+        with torch.no_grad():
+            assert torch.equal(model(content, one, strength=0.0), model(content, other, strength=0.0))
+            assert (model(content, one) - model(content, other)).abs().mean() > 1e-3
+
     def test_what_is_carried_comes_back(self, model):
         features, signature = torch.randn(2, 8, 4, 4), torch.randn(2, 18)
         tokens, amount, back = model.uncarry(model.carry(features, signature))
