@@ -37,6 +37,7 @@ from .siglip_encoder import SiglipEncoder
 from .statistics_encoder import StatisticsEncoder
 from .style import Style
 from .style_decoder import StyleDecoder, blend_changes
+from .style_memory import StyleMemory
 from .style_mixing import interpolate_strength, mix_directions
 from .style_set import StyleSet
 from .tiles import SharedStatistics, bytes_per_pixel, run_in_tiles
@@ -65,11 +66,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     vae: an autoencoder of the SD family. text_encoder, tokenizer, image_encoder: SigLIP or SigLIP 2 towers; the image
     side is needed to fit, to score and for style images only. fusion: writes the style into the latent.
     style_decoder: paints, called with (latents, prompt_embeds, strength), see `ConditionalDecoder`. perceptual: a network of
-    the content losses of a fit. logit_scale, logit_bias: SigLIP's, for probabilities.
+    the content losses of a fit. style_memory: leads the words of a prompt to the styles it knows. logit_scale, logit_bias: SigLIP's, for probabilities.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->style_decoder->vae"
-    _optional_components = ["image_encoder", "style_decoder", "perceptual"]
+    model_cpu_offload_seq = "text_encoder->style_memory->image_encoder->fusion->style_decoder->vae"
+    _optional_components = ["image_encoder", "style_decoder", "perceptual", "style_memory"]
     # the attention of its pooling head reads weights outside of `forward`, where no hook puts them back
     _exclude_from_cpu_offload = ["image_encoder"]
     _callback_tensor_inputs = ["latents"]
@@ -88,6 +89,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         image_encoder: PreTrainedModel | StatisticsEncoder | None = None,
         style_decoder: torch.nn.Module | None = None,
         perceptual: VGGFeatures | None = None,
+        style_memory: StyleMemory | None = None,
         logit_scale: float | None = None,
         logit_bias: float | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             image_encoder=image_encoder,
             style_decoder=style_decoder,
             perceptual=perceptual,
+            style_memory=style_memory,
         )
         self.register_to_config(logit_scale=logit_scale, logit_bias=logit_bias)
         self.vae_scale_factor = vae_scale_factor(getattr(self, "vae", None))
@@ -204,18 +207,22 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         templates: Sequence[str] = ("{}",),
         mix: str = "linear",
+        recall: bool = True,
     ) -> Tensor:
-        """Unit embeddings (N, E), N = prompts * num_images_per_prompt.
+        """Unit embeddings (N, E), N = prompts * num_images_per_prompt, of what the prompts mean to the fusion and the decoder.
 
         prompt: a string, a list of them, `[(prompt, weight), ...]` for one mixture, or a list that holds mixtures.
         templates: sentences with `{}` where the prompt goes; their embeddings are averaged.
         mix: "linear" or "slerp", see `mix_directions`.
+        recall: with a style memory, what it makes of the words; without, what the text encoder does.
         """
         rows = []
         for mixture in as_mixtures(prompt):
             used = [(text, weight) for text, weight in mixture if weight != 0] or mixture
             texts = [template.replace("{}", text) for text, _ in used for template in templates]
             embeds = self.encoder.embed_texts(texts, self._execution_device)
+            if recall and self.style_memory is not None:
+                embeds = self.style_memory(embeds)
             embeds = embeds.unflatten(0, (len(used), len(templates)))  # (prompts, templates, E)
             embeds = (
                 embeds[:, 0] if len(templates) == 1 else torch.nn.functional.normalize(embeds.mean(1), dim=-1)
@@ -449,7 +456,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         with torch.inference_mode(False), torch.enable_grad():
             with torch.no_grad():
                 prompt_embeds = self.encode_prompt([mixtures[0]], templates=config.templates)
-                source_embeds = self.encode_prompt(config.source_prompt, templates=config.templates)
+                # What a photo is like is no style to remember.
+                source_embeds = self.encode_prompt(
+                    config.source_prompt, templates=config.templates, recall=False
+                )
             fit = PromptFit(
                 self,
                 read_images(image),

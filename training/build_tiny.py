@@ -2,8 +2,7 @@
 
     python training/build_tiny.py RUNS -o ../weights/tiny
 
-RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/. The longer the stylizer is
-trained the less of the photo it keeps; `--before` goes some way back, to the mean of its weights and those of an earlier state.
+RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/.
 """
 
 import argparse
@@ -13,8 +12,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoTokenizer, SiglipTextModel
 
 from stylemamba import StyleMambaPipeline
@@ -22,6 +19,7 @@ from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.perceptual import VGGFeatures
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
+from stylemamba.pipeline.style_memory import StyleMemory
 
 
 def main() -> None:
@@ -30,8 +28,6 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--before", type=Path, help="folder with an earlier fusion/ and style_decoder/")
-    parser.add_argument("--share", type=float, default=0.4, help="of the earlier weights")
     args = parser.parse_args()
 
     tower = args.runs / "text" / "tower"
@@ -43,11 +39,9 @@ def main() -> None:
         image_encoder=StatisticsEncoder.from_pretrained(args.runs / "image_encoder"),
         style_decoder=ConditionalDecoder.from_pretrained(args.runs / "stylizer" / "style_decoder"),
         perceptual=VGGFeatures.from_pretrained(args.runs / "perceptual"),
+        style_memory=StyleMemory.from_pretrained(args.runs / "stylizer" / "style_memory"),
         **json.loads((args.runs / "image_encoder" / "logits.json").read_text(encoding="utf-8")),
     )
-    if args.before:
-        for part in ("fusion", "style_decoder"):
-            go_back(getattr(pipe, part), args.before / part, args.share)
     pipe.to(torch.float16).save_pretrained(args.out)
     for file in args.out.glob("*/config.json"):  # not the folders of the machine it was trained on
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -58,14 +52,6 @@ def main() -> None:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         print(f"{file.relative_to(args.out).as_posix():60} {file.stat().st_size:9} {digest}")
     print(f"{sum(file.stat().st_size for file in args.out.rglob('*') if file.is_file()) / 1e6:.1f} MB in all")
-
-
-@torch.no_grad()
-def go_back(module: nn.Module, folder: Path, share: float) -> None:
-    earlier = load_file(folder / "diffusion_pytorch_model.safetensors")
-    for name, parameter in module.named_parameters():
-        # The earlier state may be of before the decoder had a grain.
-        parameter.mul_(1 - share).add_(earlier.get(name, torch.zeros_like(parameter)).float(), alpha=share)
 
 
 if __name__ == "__main__":

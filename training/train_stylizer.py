@@ -2,11 +2,12 @@
 
     python training/train_stylizer.py DATA PAIRS OUT --vae VAE --text TOWER --image-encoder TOWER --vgg VGG16 --minutes 120
 
-First a teacher's pictures are reproduced (teach_pairs.py made them), then the losses of the method sharpen what that
-left soft: the statistics of a VGG16's maps go towards those of the artwork, the picture's embedding towards the one that was
-asked for, the content stays the photo's, neighbouring pixels stay calm. The style comes in as an embedding only: of one of
-many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many minutes the
-second part begins; before it nothing but the pairs is used, and begun too early it leaves speckle for good.
+First a teacher's pictures are reproduced pixel by pixel (teach_pairs.py made them), which gets colours and edges right
+and leaves strokes soft. Then a VGG16 compares: each map with that of the teacher's picture of the same photo, its statistics
+with those of the same piece of that picture, and, with less weight, with those of the artwork. Without the teacher's strokes
+the artwork's statistics are a trap: a lattice of dots all over the photo has them too. The style comes in as an embedding
+only: of one of many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many
+minutes the second part begins.
 
 Runs again from OUT/state.pt if it is there; writes OUT/fusion, OUT/style_decoder and a sheet of samples every few minutes.
 """
@@ -27,19 +28,21 @@ from pictures import read
 from PIL import Image
 from style_wordings import wordings
 from teach_pairs import HELD_OUT, LONG_SIDE
-from teacher_vgg import load_teacher
+from teacher_vgg import Teacher, load_teacher
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipTextModel
 
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.images import to_pil
-from stylemamba.pipeline.losses import content_loss
 from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
+from stylemamba.pipeline.style_memory import StyleMemory
 
+# Maps of the pictures at full size, and at `VIEW` of it.
+NEAR_TAPS = ("1_2", "2_2")
+FAR_TAPS = ("2_2", "3_3", "4_2")
 STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
-CONTENT_TAPS = ("3_3", "4_2")
 # The VGG16 sees results at half their size and artworks at about their own: strokes become twice as large, and a picture of 512 px
 # is compared with artworks of 256.
 STYLE_SIDE, VIEW = 256, 1 / 2
@@ -112,6 +115,21 @@ def style_distance(got: StyleStatistics, wanted: StyleStatistics, scale: Tensor)
     return moments + gram.clamp(max=16).mean()
 
 
+def statistics_distance(
+    got: list[StyleStatistics], wanted: list[StyleStatistics], scales: list[Tensor]
+) -> Tensor:
+    """The mean over taps; `scales` may go on with deeper taps."""
+    return sum(map(style_distance, got, wanted, scales)) / len(got)
+
+
+def map_distance(got: dict[str, Tensor], wanted: dict[str, Tensor], taps: tuple[str, ...]) -> Tensor:
+    """Of maps at the same place: the squared error in units of the squares of what is wanted, averaged over taps."""
+    pairs = [(got[tap].float(), wanted[tap].float()) for tap in taps]
+    return sum(
+        ((a - b).square().mean((1, 2, 3)) / b.square().mean((1, 2, 3))).mean() for a, b in pairs
+    ) / len(taps)
+
+
 class Stylizer(torch.nn.Module):
     def __init__(self, vae: AutoencoderTiny, cond_dim: int) -> None:
         super().__init__()
@@ -152,31 +170,38 @@ def main() -> None:
     parser.add_argument("--image-encoder", type=Path, required=True)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--minutes", type=float, default=120, help="of training, all runs together")
-    parser.add_argument("--sharpen-from", type=float, default=25, help="minutes")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--sharpen-from", type=float, default=15, help="minutes")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=5)
-    parser.add_argument("--crop", type=int, default=192)
-    parser.add_argument("--style-weight", type=float, default=1.0)
-    parser.add_argument("--content-weight", type=float, default=0.2)
-    parser.add_argument("--label-weight", type=float, default=0.3, help="of the embedding of the result")
-    parser.add_argument("--teacher-weight", type=float, default=0.05, help="of the teacher, while sharpening")
+    parser.add_argument("--crop", type=int, default=160)
+    parser.add_argument(
+        "--teacher-weight", type=float, default=0.7, help="of the teacher's pixels, while sharpening"
+    )
+    parser.add_argument("--strokes-weight", type=float, default=1.0, help="of the teacher's maps")
+    parser.add_argument(
+        "--texture-weight", type=float, default=0.5, help="of the statistics of the teacher's maps"
+    )
+    parser.add_argument(
+        "--style-weight", type=float, default=0.1, help="of the statistics of the artwork's maps"
+    )
+    parser.add_argument("--label-weight", type=float, default=0.05, help="of the embedding of the result")
     parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     pairs = Pairs(args.data, args.pairs)
-    vgg, _ = load_teacher(args.vgg, stages=4)
-
-    def maps_of(images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-            return vgg(images)
+    maps_of = see(args.vgg, stages=4, bfloat16=args.bfloat16)
+    close_maps_of = see(args.vgg, stages=2, bfloat16=args.bfloat16)
 
     artworks = sorted({row["artwork"] for row in pairs.rows})
     cache = args.out / "statistics.pt"  # minutes of work
     if not cache.exists():
         args.out.mkdir(parents=True, exist_ok=True)
-        wanted = [taken(maps_of(read(args.data / art, STYLE_SIDE)[None].float() / 255)) for art in artworks]
+        wanted = [
+            taken(maps_of(read(args.data / art, STYLE_SIDE)[None].float() / 255), STYLE_TAPS)
+            for art in artworks
+        ]
         torch.save([[tuple(tap) for tap in of_art] for of_art in wanted], cache)
     wanted = [[StyleStatistics(*tap) for tap in of_art] for of_art in torch.load(cache, weights_only=True)]
     scales = [torch.cat([w.mean_std for w in tap]).std(0) + 1e-2 for tap in zip(*wanted, strict=True)]
@@ -184,6 +209,9 @@ def main() -> None:
 
     judge = SiglipEncoder(None, image_encoder=StatisticsEncoder.from_pretrained(args.image_encoder))
     text_space = embed_labels(args.data, args.text)
+    memory = StyleMemory.of(torch.stack([embeds.mean(0) for embeds in text_space.values()]))
+    memory.save_pretrained(args.out / "style_memory")
+    text_space = {label: memory(embeds) for label, embeds in text_space.items()}
     image_space = embed_artworks(args.data, artworks, judge)
     usable = [
         i
@@ -235,22 +263,21 @@ def main() -> None:
         terms = {"teacher": picture_distance(result, wish, weight)}
         full = (strength[:, 0] == 1).nonzero()[:, 0]
         if sharpening and len(full):
-            painted, photo = (pictures[full] / 2 + 0.5 for pictures in (result, photos))
-            maps = maps_of(at_view(painted))
+            painted, taught = (pictures[full] / 2 + 0.5 for pictures in (result, targets))
+            near, far = close_maps_of(painted), maps_of(at_view(painted))
             with torch.no_grad():
-                of_photo = maps_of(at_view(photo))
-            arts = [wanted[rows[i]["artwork"]] for i in full]
-            style = sum(
-                style_distance(got, StyleStatistics(*map(torch.cat, zip(*of_art, strict=True))), scale)
-                for got, of_art, scale in zip(taken(maps), zip(*arts, strict=True), scales, strict=True)
+                near_taught, far_taught = close_maps_of(taught), maps_of(at_view(taught))
+            terms["strokes"] = args.strokes_weight * (
+                map_distance(near, near_taught, NEAR_TAPS) + map_distance(far, far_taught, FAR_TAPS)
             )
-            terms["style"] = args.style_weight * style / len(STYLE_TAPS)
-            content = content_loss(
-                [maps[tap].float() for tap in CONTENT_TAPS],
-                [of_photo[tap].float() for tap in CONTENT_TAPS],
-                variant="normalised",
+            terms["texture"] = args.texture_weight * (
+                statistics_distance(taken(near, NEAR_TAPS), taken(near_taught, NEAR_TAPS), scales)
+                + statistics_distance(taken(far, STYLE_TAPS), taken(far_taught, STYLE_TAPS), scales)
             )
-            terms["content"] = args.content_weight * content
+            arts = zip(*(wanted[rows[i]["artwork"]] for i in full), strict=True)
+            arts = [StyleStatistics(*map(torch.cat, zip(*of_tap, strict=True))) for of_tap in arts]
+            style = statistics_distance(taken(far, STYLE_TAPS), arts, scales)
+            terms["style"] = args.style_weight * style
             likeness = (judge.embed_images(painted) * embeds[full]).sum(1).mean()
             terms["label"] = args.label_weight * (1 - likeness)
             calm = painted.diff(dim=-1).abs().mean() + painted.diff(dim=-2).abs().mean()
@@ -293,12 +320,22 @@ def main() -> None:
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 
 
+def see(vgg: Path, stages: int, bfloat16: bool) -> Teacher:
+    network, _ = load_teacher(vgg, stages=stages)
+
+    def maps_of(images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return network(images)
+
+    return maps_of
+
+
 def at_view(images: Tensor) -> Tensor:
     return F.interpolate(images, scale_factor=VIEW, mode="bilinear", antialias=True, align_corners=False)
 
 
-def taken(maps: dict[str, Tensor]) -> list[StyleStatistics]:
-    return [statistics(maps[tap]) for tap in STYLE_TAPS]
+def taken(maps: dict[str, Tensor], taps: tuple[str, ...]) -> list[StyleStatistics]:
+    return [statistics(maps[tap]) for tap in taps]
 
 
 @torch.no_grad()
