@@ -178,13 +178,13 @@ def regions(pipe, inputs) -> Pictures:
     photo = inputs.photo("rocket-launch")
     sky = inputs.mask(photo, (0, 0), (1, 0), (1, 0.45), (0, 0.45))
     ground = inputs.mask(photo, (0, 0.7), (1, 0.7), (1, 1), (0, 1))
-    parts = [Region(sky, "a painting by Vincent van Gogh"), Region(ground, "oriental carpet")]
+    parts = [Region(sky, "in the style of van Gogh"), Region(ground, "oriental carpet")]
     return {"photo": photo, "two regions": stylize_regions(pipe, photo, parts, feather=photo.height / 20)[0]}
 
 
 def light_style(pipe, inputs) -> Pictures:
     """**A light style over a photo.** Preset `photo`: its edges and its light stay."""
-    photo, prompt = inputs.photo("dandelion-field"), "a painting by Vincent van Gogh"
+    photo, prompt = inputs.photo("dandelion-field"), "in the style of van Gogh"
     return {
         "photo": photo,
         "style": pipe(photo, prompt).images[0],
@@ -262,7 +262,7 @@ def video(pipe, inputs) -> Pictures:
     """**Video.** `stylemamba stylize clip.mp4 "..." -o out.mp4` keeps sound, times and size. Each frame leans on the one
     before it, carried along by the motion. Four frames of a camera that moves:"""
 
-    settings = {"prompt": "a painting by Vincent van Gogh", "output_type": "pt"}
+    settings = {"prompt": "in the style of van Gogh", "output_type": "pt"}
     film = stylize_frames(lambda frame: pipe(frame, **settings).images, inputs.pan(4), deflicker=0.9)
     frames = list(film)
     pixels = [(frame[0] * 255).round().byte().permute(1, 2, 0).numpy() for frame in frames]

@@ -157,7 +157,7 @@ def region() -> Image.Image:
     sky, ground = (Image.new("L", PHOTO) for _ in range(2))
     sky.paste(255, (0, 0, PHOTO[0], PHOTO[1] // 2))
     ground.paste(255, (0, PHOTO[1] * 7 // 10, *PHOTO))
-    parts = [Region(sky, "a painting by Vincent van Gogh"), Region(ground, "oriental carpet")]
+    parts = [Region(sky, "in the style of van Gogh"), Region(ground, "oriental carpet")]
     both = stylize_regions(model(), rocket, parts, feather=12)[0]
     return sheet({"image": rocket, "mask of the sky": sky, "two regions": both})
 

@@ -141,6 +141,7 @@ def tiny_components(vae=tiny_vae, **overrides) -> dict:
             "image_encoder": tiny_image_encoder(),
             "style_decoder": None,
             "perceptual": VGGFeatures(channels=(4, 4, 8, 8, 8)).eval(),
+            "style_memory": None,
         }
     return {**components, **overrides}
 

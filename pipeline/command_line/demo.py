@@ -15,7 +15,7 @@ from .terminal import progress_bar, say
 _MODEL = "tiny"
 # Nobody fitted these; one of each kind: artist, movement, medium, material, light.
 _PROMPTS = (
-    "a painting by Vincent van Gogh",
+    "in the style of van Gogh",
     "ukiyo-e woodblock print",
     "steel engraving",
     "stained glass window",
