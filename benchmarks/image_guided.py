@@ -103,9 +103,9 @@ def quality(args: argparse.Namespace) -> None:
     peer = StyleTransfer(device="cpu", max_size=args.size)
 
     def stylizer(source: str) -> Callable[[Tensor, Tensor], Tensor]:
-        source, _, strength = source.partition("@")
-        pipe, strength = load(source), float(strength or 1)
-        return lambda photo, painting: pipe(photo, painting, strength=strength, output_type="pt").images
+        source, _, structure = source.partition("@")
+        pipe, structure = load(source), float(structure or 0)
+        return lambda photo, painting: pipe(photo, painting, structure=structure, output_type="pt").images
 
     made = {name: stylizer(source) for name, source in (pair.split("=", 1) for pair in args.model)}
     made |= {
@@ -377,8 +377,8 @@ def main() -> None:
         "--model",
         action="append",
         default=[],
-        metavar="NAME=SOURCE[@STRENGTH]",
-        help="a bundled name or a folder",
+        metavar="NAME=SOURCE[@STRUCTURE]",
+        help="a bundled name or a folder, and how much of the edges of the photo to give back",
     )
     command.add_argument("--alexnet", type=Path, required=True)
     command.add_argument("--pairs", type=Path, help="of the training, to leave out the artworks it saw")
