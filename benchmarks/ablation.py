@@ -130,7 +130,7 @@ class Bench:
             label: artworks.statistics[[i for i, other in enumerate(artworks.labels) if other == label]]
             for label in PROMPTS.values()
         }
-        self.source = self.pipe.encode_prompt("a plain photo")
+        self.source = self.pipe.encode_prompt("a plain photo", recall=False)  # as `fit_style`
         self.asked = {prompt: self.pipe.encode_prompt(prompt) for prompt in PROMPTS}
 
     def plain(self, **fusion) -> StyleMambaPipeline:

@@ -86,9 +86,8 @@ def with_autoencoder(model: HostModel, vae) -> HostModel:
             latent_channels=autoencoder.config.latent_channels,
             cond_dim=model.pipe.fusion.config.cond_dim,
         )
-    pipe = type(model.pipe).from_pipe(
-        model.pipe, vae=autoencoder, fusion=fusion.eval(), style_decoder=None, dtype=torch.float32
-    )
+    parts = {"vae": autoencoder, "fusion": fusion.eval(), "style_decoder": None, "style_memory": None}
+    pipe = type(model.pipe).from_pipe(model.pipe, **parts, dtype=torch.float32)
     return HostModel.of(f"{model.name} with another VAE", pipe)
 
 

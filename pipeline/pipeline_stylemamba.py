@@ -66,7 +66,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     vae: an autoencoder of the SD family. text_encoder, tokenizer, image_encoder: SigLIP or SigLIP 2 towers; the image
     side is needed to fit, to score and for style images only. fusion: writes the style into the latent.
     style_decoder: paints, called with (latents, prompt_embeds, strength), see `ConditionalDecoder`. perceptual: a network of
-    the content losses of a fit. style_memory: leads the words of a prompt to the styles it knows. logit_scale, logit_bias: SigLIP's, for probabilities.
+    the content losses of a fit. style_memory: leads the words of a prompt to the styles that the painter knows. logit_scale,
+    logit_bias: SigLIP's, for probabilities.
     """
 
     model_cpu_offload_seq = "text_encoder->style_memory->image_encoder->fusion->style_decoder->vae"

@@ -30,6 +30,7 @@ from stylemamba.pipeline.deflicker import stylize_frames
 from stylemamba.pipeline.lut import apply_lut, fit_lut
 from stylemamba.pipeline.presets import preset
 from stylemamba.pipeline.regions import Region, stylize_regions
+from stylemamba.pipeline.style_memory import StyleMemory
 from stylemamba.pipeline.style_mixing import mix_directions
 from stylemamba.weights import bundled_photos, named_styles, thumbnail_of
 
@@ -1266,6 +1267,8 @@ class TestLoader:
                 sd=weights, config={"params": {"ddconfig": config, "embed_dim": 4}}, dtype=torch.float32
             )
         before = {name: value.clone() for name, value in vae.get_sd().items()}
+        width = pipe.fusion.config.cond_dim
+        pipe.register_modules(style_memory=StyleMemory.of(torch.eye(width)[:2]))
         pipe.save_pretrained(folders / "mine")
         model, native = run("Loader", model="mine", vae=vae)
 
@@ -1273,6 +1276,7 @@ class TestLoader:
             latents = vae.encode(image)
             torch.testing.assert_close(native.encode(image), latents, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(native.decode(latents), vae.decode(latents), atol=1e-4, rtol=1e-4)
+        assert model.pipe.style_memory is None  # what the other decoder knew
         assert model.pipe.vae.config.scaling_factor == 0.18215
         mix, *_ = run("PromptFit", model=model, images=image, **{**FIT, "train": "fusion+decoder"})
         fused, styled = run(

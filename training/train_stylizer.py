@@ -9,7 +9,7 @@ the artwork's statistics are a trap: a lattice of dots all over the photo has th
 only: of one of many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many
 minutes the second part begins.
 
-Runs again from OUT/state.pt if it is there; writes OUT/fusion, OUT/style_decoder and a sheet of samples every few minutes.
+Runs again from OUT/state.pt if it is there; writes OUT/style_memory, OUT/fusion, OUT/style_decoder and a sheet of samples every few minutes.
 """
 
 import argparse
