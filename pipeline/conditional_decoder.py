@@ -138,8 +138,9 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         self.conv_out = unpadded(16 if scale == 4 else high, 3)
 
     def forward(self, latents: Tensor, prompt_embeds: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-        """strength: one number, or (B, 1) for each picture its own. Above 1 is as 1: statistics that are pushed beyond
-        those of a style are those of no picture, and soon all white."""
+        """strength: one number, or (B, 1) for each picture its own. Between 0 and 1 the pictures of both are mixed: statistics
+        halfway between a photo's and a style's may be those of a third style. Above 1 is as 1, since beyond those of a style all
+        is soon white."""
         channels, cond_dim = self.config.latent_channels, self.config.cond_dim
         if latents.ndim != 4 or latents.shape[1] != channels or min(latents.shape[-2:]) < 4:
             raise ValueError(
@@ -151,12 +152,18 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
                 f"prompt_embeds are {got}, wanted (B, {cond_dim}): this decoder paints after an embedding; give a prompt, "
                 "a style_image or prompt_embeds."
             )
-        strength = strength.clamp(max=1) if isinstance(strength, Tensor) else min(strength, 1.0)
-        height, width = latents.shape[-2:]
+        share = torch.as_tensor(strength, dtype=latents.dtype, device=latents.device).clamp(max=1)
         # As the fusion does: entries of a unit vector are too small to steer anything.
         cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(cond_dim)  # (B, E)
         code = self.to_code(cond.to(latents.dtype))  # (B, M)
+        if ((share == 0) | (share == 1)).all():
+            return self.paint(latents, code, share)
+        plain, painted = self.paint(latents, code, 0.0), self.paint(latents, code, 1.0)  # (B, 3, f*h, f*w)
+        return torch.lerp(plain, painted, share[..., None, None])
 
+    def paint(self, latents: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
+        """Latents (B, C, h, w) and the codes of styles (B, M) -> pictures (B, 3, f*h, f*w)."""
+        height, width = latents.shape[-2:]
         z = latents.contiguous(memory_format=torch.channels_last)
         z = F.pad(z, (0, width % 2, 0, height % 2), mode="replicate")
         skip = self.conv_in(z).relu_()  # (B, mid, h, w)
