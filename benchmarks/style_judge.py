@@ -15,8 +15,6 @@ labels that have more than one, each placed among all 252 labels (chance: 0.004 
 
 | distance to a label | top-1 | top-5 |
 | --- | ---: | ---: |
-| nearest artwork, L1, standardised / logarithms standardised | @NN@ |
-| mean of the 3 nearest artworks, L1, standardised / logarithms | @N3@ |
 | centre, L2, standardised / logarithms | 0.367 / 0.377 | 0.575 / 0.598 |
 | centre, whitened by the covariance within labels, ridge 0.3: standardised / roots / logarithms | 0.509 / 0.539 / 0.546 | 0.704 / 0.723 / 0.733 |
 | the same with logarithms, ridge 0.1 / 1 / 3 | 0.559 / **0.521** / 0.503 | 0.735 / **0.727** / 0.713 |

@@ -80,13 +80,13 @@ def test_between_zero_and_one_the_pictures_are_mixed(decoder):
     """Not the statistics: halfway between two sets of them may be a third style."""
     z, embeds = inputs()
     strengths = torch.tensor([[0.25], [0.7]])
-    with torch.no_grad():
-        plain, painted, mixed = (decoder(z, embeds, s) for s in (0.0, 1.0, strengths))
+    plain, painted, mixed = (decoder(z, embeds, s) for s in (0.0, 1.0, strengths))
     assert (plain - painted).abs().mean() > 1e-3
     shares = strengths[:, :, None, None]
     torch.testing.assert_close(mixed, (1 - shares) * plain + shares * painted)
 
 
+@torch.no_grad()
 def test_above_one_it_paints_as_at_one(decoder):
     latents, embeds = inputs()
     assert torch.equal(decoder(latents, embeds, 1.5), decoder(latents, embeds, 1.0))

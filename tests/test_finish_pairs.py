@@ -96,9 +96,9 @@ def test_a_label_with_flat_artworks_is_flattened_and_a_rough_one_is_not(tmp_path
                 )
     (pairs / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     layers, width, position, state = (2, 2, 3, 3, 3), 3, 0, {}
-    for stage, count in enumerate(layers):
+    for count in layers:
         for _ in range(count):
-            channels = (16, 16, 16, 16, 16)[stage]
+            channels = 16
             state[f"features.{position}.weight"] = torch.randn(channels, width, 3, 3) * (2 / 9 / width) ** 0.5
             state[f"features.{position}.bias"] = torch.zeros(channels)
             position, width = position + 2, channels
