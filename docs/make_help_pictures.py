@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from stylemamba import PromptFitConfig, Region, StyleMambaPipeline, preset, score, stylize_regions
+from stylemamba import Region, StyleMambaPipeline, preset, score, stylize_regions
 from stylemamba.pipeline.command_line.contact_sheet import draw_contact_sheet
 from stylemamba.pipeline.images import read_images, to_pil
 from stylemamba.pipeline.lut import apply_lut, fit_lut
@@ -46,10 +46,7 @@ def paint(picture: Image.Image, prompt=None, **settings) -> Image.Image:
 @cache
 def fitted():
     """A style that was fitted on the dandelions."""
-    config = PromptFitConfig(preset="fast", epochs=20)
-    return model().fit_style(
-        photo("dandelion-field"), GLASS, config=config, generator=torch.Generator().manual_seed(0)
-    )
+    return model().fit_style(photo("dandelion-field"), GLASS, generator=torch.Generator().manual_seed(0))
 
 
 def paint_fitted(picture: Image.Image) -> Image.Image:

@@ -17,7 +17,8 @@ from .pictures import from_image, from_image_or_video, to_image
 from .style_mix import StyleMix
 from .stylize import stylize
 
-_PRESETS, _TRAIN = ("paper", "quality", "fast"), ("fusion+decoder", "fusion", "decoder_lora")
+_PRESETS = ("auto", "sharpen", "paper", "quality", "fast")
+_TRAIN = ("fusion+decoder", "fusion", "decoder_lora")
 _PREVIEWS = 12  # over a fit; each costs a pass through the decoder
 _SMALLEST_SIDE = 128
 
@@ -46,8 +47,9 @@ class StyleMambaPromptFit(io.ComfyNode):
                     "source_prompt", default="a plain photo", tooltip="What the pictures are now, in words; the style is the way from here."
                 ),
                 io.Combo.Input(
-                    "preset", options=list(_PRESETS), default="paper",
-                    tooltip="paper: as published. quality: ten steps an epoch and texture from patches. fast: small pictures.",
+                    "preset", options=list(_PRESETS), default="auto",
+                    tooltip="auto: sharpen for the bundled model, else paper. sharpen: makes more of what the model paints already. "
+                    "paper: as published. quality: ten steps an epoch and texture from patches. fast: small pictures.",
                 ),
                 io.Int.Input("epochs", default=20, min=1, max=1000, tooltip="Rounds of training; more is stronger and slower."),
                 io.Combo.Input(
@@ -83,7 +85,7 @@ class StyleMambaPromptFit(io.ComfyNode):
             images = images[start : start + KEY_FRAMES]
         pictures = from_image(images).cpu()
         config = PromptFitConfig(
-            preset=preset,
+            preset=model.pipe.fit_preset if preset == "auto" else preset,
             epochs=epochs,
             train=train,
             source_prompt=source_prompt,

@@ -4,13 +4,20 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+_PAPER = {
+    "steps_per_epoch": 1, "lr": 5e-4, "content_weights": (9000.0, 150.0), "masked_variant": "directional", "patch_crops": 0,
+    "patch_weight": 9000.0, "tv_weight": 0.0, "image_size": 512,
+}  # fmt: skip
 _PRESETS = {
     # the paper: one step an epoch, masks instead of patches
-    "paper": {"steps_per_epoch": 1, "masked_variant": "directional", "patch_crops": 0, "tv_weight": 0.0, "image_size": 512},
+    "paper": _PAPER,
     # CLIPstyler's patch loss makes texture local; holes seen in both pictures keep the content best
-    "quality": {"steps_per_epoch": 10, "masked_variant": "same_mask", "patch_crops": 16, "tv_weight": 2e-3, "image_size": 512},
+    "quality": _PAPER | {"steps_per_epoch": 10, "masked_variant": "same_mask", "patch_crops": 16, "tv_weight": 2e-3},
     # a look in a quarter of the time
-    "fast": {"steps_per_epoch": 1, "masked_variant": "directional", "patch_crops": 0, "tv_weight": 0.0, "image_size": 256},
+    "fast": _PAPER | {"image_size": 256},
+    # for a model that paints the prompt already, as the bundled one: the paper's content weights would lead back to the photo
+    "sharpen": _PAPER
+    | {"lr": 4e-4, "content_weights": (15.0, 15.0), "patch_crops": 4, "patch_weight": 500.0, "image_size": 384},
 }  # fmt: skip
 _TRAIN = ("fusion+decoder", "fusion", "decoder_lora")
 _WHOLE = {  # and the least they may be
@@ -46,9 +53,9 @@ class PromptFitConfig:
 
     epochs: int = 20
     steps_per_epoch: int | None = None
-    lr: float = 5e-4
+    lr: float | None = None
     halve_at: int = 10
-    content_weights: tuple[float, float] = (9000.0, 150.0)
+    content_weights: tuple[float, float] | None = None
     content_switch: int = 5
     style_weight: float = 500.0
     theta: float = 0.8
@@ -66,7 +73,7 @@ class PromptFitConfig:
     delta: float = 0.05
     patch_crops: int | None = None
     patch_size: int = 128
-    patch_weight: float = 9000.0
+    patch_weight: float | None = None
     patch_threshold: float = 0.7
     range_weight: float = 50.0
     tv_weight: float | None = None

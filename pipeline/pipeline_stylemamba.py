@@ -430,6 +430,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     # Styles
 
+    @property
+    def fit_preset(self) -> str:
+        """What a fit begins with if nobody chooses: "sharpen" for a decoder that paints the prompt already, else "paper"."""
+        return "paper" if self.style_decoder is None else "sharpen"
+
     def fit_style(
         self,
         image: Picture | Sequence[Picture],
@@ -442,11 +447,12 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> Style:
         """Fits a style to `prompt` on one or several pictures; `load_style` puts it to use.
 
+        config: without one, the settings of `fit_preset`.
         generator: its initial seed decides every random number; without one the seed is 0.
         callback: called after each step with a `FitProgress`; return False to stop and keep what was learnt.
         checkpoint: a path where progress is kept; a fit that was left early goes on from there.
         """
-        config = config or PromptFitConfig()
+        config = config or PromptFitConfig(preset=self.fit_preset)
         mixtures = as_mixtures(prompt)
         if len(mixtures) != 1:
             raise ValueError(

@@ -63,9 +63,13 @@ def run(pipe, photo, *args, **settings) -> torch.Tensor:
     return pipe(photo, *args, output_type="pt", **settings).images
 
 
+def fit_preset(pipe, inputs: dict) -> str:
+    return pipe.fit_preset if inputs["preset"] == "auto" else inputs["preset"]
+
+
 def fit(pipe, photo, inputs: dict):
-    names = ("preset", "epochs", "train", "source_prompt")
-    config = PromptFitConfig(**{name: inputs[name] for name in names})
+    names = ("epochs", "train", "source_prompt")
+    config = PromptFitConfig(preset=fit_preset(pipe, inputs), **{name: inputs[name] for name in names})
     generator = torch.Generator().manual_seed(inputs["seed"])
     return pipe.fit_style(photo, inputs["prompt"], config=config, generator=generator)
 
@@ -197,7 +201,7 @@ class TestWorkflows:
         (wish,), (save,) = nodes_of(asked, "StyleMambaPromptFit"), nodes_of(asked, "SaveImage")
         done = server.run(asked)
         inputs = asked[wish]["inputs"]
-        steps = PromptFitConfig(preset=inputs["preset"], epochs=inputs["epochs"]).steps
+        steps = PromptFitConfig(preset=fit_preset(pipe, inputs), epochs=inputs["epochs"]).steps
         assert done.steps(wish, steps)[-1] == steps and done.previews
         style = fit(pipe, photo, inputs)
         assert_close(server.pictures(done, save), in_styles(pipe, photo, (style, 1.0)))

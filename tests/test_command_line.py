@@ -541,6 +541,14 @@ def test_fit(here):
     assert same(Style.load("s.safetensors"), expected)
 
 
+def test_fit_takes_the_preset_that_suits_the_model(here):
+    options = ("fit", "ink", "photo.png", "--model", "model", "--epochs", 1, "--train", "fusion")
+    run(*options, "-o", "auto.safetensors")
+    run(*options, "-o", "sharp.safetensors", "--preset", "sharpen")
+    presets = [Style.load(f"{name}.safetensors").info["config"]["preset"] for name in ("auto", "sharp")]
+    assert presets == [StyleMambaPipeline.from_pretrained("model").fit_preset, "sharpen"]
+
+
 def test_fit_on_a_video_holds_its_frames_calm(here):
     a_clip(count=5)
     options = ("--epochs", 1, "--train", "fusion", "--model", "model")

@@ -51,6 +51,11 @@ def test_a_preset_fills_in_only_what_was_left_open():
     assert (quality.steps_per_epoch, quality.patch_crops, quality.masked_variant) == (10, 16, "same_mask")
     assert quality.tv_weight > 0 == PromptFitConfig().tv_weight
     assert PromptFitConfig(preset="fast").image_size < PromptFitConfig().image_size == 512
+    sharpen = PromptFitConfig(preset="sharpen")
+    assert len(set(sharpen.content_weights)) == 1  # no return to the photo before the style
+    assert sharpen.content_weights[0] < PromptFitConfig().content_weights[1]
+    assert sharpen.patch_crops > 0 and sharpen.patch_weight < PromptFitConfig().patch_weight
+    assert (PromptFitConfig(preset="sharpen", lr=1.0).lr, sharpen.epochs) == (1.0, 20)
     chosen = PromptFitConfig(preset="quality", patch_crops=0, steps_per_epoch=2)
     assert (chosen.patch_crops, chosen.steps_per_epoch, chosen.masked_variant) == (0, 2, "same_mask")
 

@@ -808,6 +808,12 @@ class TestPromptFit:
         for name, value in style.fusion.items():
             assert torch.equal(value, wanted.fusion[name])
 
+    @pytest.mark.parametrize("preset", ["auto", "sharpen"])
+    def test_auto_is_the_preset_that_suits_the_model(self, model, image, preset):
+        mix, *_ = run("PromptFit", model=model, images=image, **{**FIT, "preset": preset})
+        wanted = model.pipe.fit_preset if preset == "auto" else preset
+        assert mix.parts[0][0].info["config"]["preset"] == wanted
+
     @pytest.mark.parametrize("train", ["fusion+decoder", "fusion", "decoder_lora"])
     def test_trains_what_was_asked_for_and_leaves_the_model_alone(self, model, pipe, image, train):
         before = weights_of(pipe)

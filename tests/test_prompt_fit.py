@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stylemamba import PromptFitConfig, Style, StyleFusion, StyleMambaPipeline
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.images import read_images
 from stylemamba.pipeline.prompt_fit import PromptFit
 
@@ -136,7 +137,12 @@ def test_the_result_moves_along_the_text_in_the_pipeline_too(pipe, photo):
 
 @pytest.mark.parametrize(
     ("preset", "terms"),
-    [("paper", PAPER_TERMS), ("fast", PAPER_TERMS), ("quality", PAPER_TERMS | {"tv", "patch"})],
+    [
+        ("paper", PAPER_TERMS),
+        ("fast", PAPER_TERMS),
+        ("quality", PAPER_TERMS | {"tv", "patch"}),
+        ("sharpen", PAPER_TERMS | {"patch"}),
+    ],
 )
 def test_every_term_of_a_preset_is_in_the_history(pipe, photo, preset, terms):
     seen = []
@@ -146,6 +152,17 @@ def test_every_term_of_a_preset_is_in_the_history(pipe, photo, preset, terms):
     assert all(len(values) == steps == len(seen) and np.isfinite(values).all() for values in history.values())
     for name, values in history.items():
         assert values == pytest.approx([losses[name] for losses in seen], rel=1e-5)
+
+
+def test_without_a_config_the_preset_suits_the_model(components, photo):
+    def config_of(**parts) -> PromptFitConfig:
+        pipe = StyleMambaPipeline(**components(**parts))
+        style = pipe.fit_style(photo, PROMPT, callback=lambda _: False)  # one step is enough
+        return PromptFitConfig(**style.info["config"])
+
+    decoder = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=2)
+    assert config_of() == PromptFitConfig(preset="paper")
+    assert config_of(style_decoder=decoder) == PromptFitConfig(preset="sharpen")
 
 
 # The arithmetic of a step
