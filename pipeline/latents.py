@@ -6,6 +6,8 @@ applies it. The mode of the posterior is taken, never a sample: the same picture
 
 from torch import Tensor, nn
 
+from .linear_stem import encode_by_stem, stem_of
+
 
 def vae_scale_factor(vae: nn.Module | None) -> int:
     """Pixels per latent, on a side."""
@@ -30,6 +32,8 @@ def unscale_latents(vae: nn.Module, latents: Tensor) -> Tensor:
 
 def encode_latents(vae: nn.Module, images: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1], sides a multiple of the scale factor -> scaled latents (B, C, h, w)."""
+    if stem := stem_of(vae):
+        return scale_latents(vae, encode_by_stem(vae.encoder, stem, images))
     encoded = vae.encode(images)
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     return scale_latents(vae, latents)
