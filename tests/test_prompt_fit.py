@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -160,9 +161,13 @@ def test_without_a_config_the_preset_suits_the_model(components, photo):
         style = pipe.fit_style(photo, PROMPT, callback=lambda _: False)  # one step is enough
         return PromptFitConfig(**style.info["config"])
 
-    decoder = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=2)
+    vae = AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 0, 1), num_decoder_blocks=(1, 1, 1),
+    )  # fmt: skip
+    decoder = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4)
     assert config_of() == PromptFitConfig(preset="paper")
-    assert config_of(style_decoder=decoder) == PromptFitConfig(preset="sharpen")
+    assert config_of(vae=vae.eval, style_decoder=decoder.eval()) == PromptFitConfig(preset="sharpen")
 
 
 # The arithmetic of a step

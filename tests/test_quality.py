@@ -27,6 +27,7 @@ def load(name: str, folder: str):
 @pytest.fixture(scope="module")
 def quality():
     before = dict(sys.modules)
+    load("fusion", "benchmarks")
     load("style_judge", "benchmarks")
     yield load("quality", "benchmarks")
     for name in ("style_judge", "quality", "held_out", "test_style_judge"):
