@@ -30,7 +30,7 @@ def quality():
     load("fusion", "benchmarks")
     load("style_judge", "benchmarks")
     yield load("quality", "benchmarks")
-    for name in ("style_judge", "quality", "held_out", "test_style_judge"):
+    for name in ("fusion", "style_judge", "quality", "held_out", "test_style_judge"):
         sys.modules.pop(name, None)
         if name in before:
             sys.modules[name] = before[name]
