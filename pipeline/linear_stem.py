@@ -1,8 +1,7 @@
 """The first convolutions of a small autoencoder's encoder, done as one.
 
 Where nothing bends the signal between them, convolutions one after another are one with a larger kernel. In the bundled
-autoencoder those are the first three, the only ones at full size: as one they take a fifth of the time and the largest maps
-are never made. The latents are the same, to rounding.
+autoencoder those are the first three: as one they take a sixth of the time, and the largest maps are never made. The latents are the same, to rounding.
 """
 
 from itertools import takewhile
