@@ -78,26 +78,31 @@ def enforce_structure(
 ) -> Tensor:
     """Moves the edges and fine luminance of `stylized` towards those of `content`: 0 not at all, 1 all the way.
 
-    Only what a blur over `sigma` pixels, 1/64 of the picture, removes is moved, so broad light and colour stay those of
-    the style.
+    Only what a blur over `sigma` pixels, by default the width of a stroke, removes is moved, so broad light and colour stay
+    those of the style.
     """
     if structure == 0:
         return stylized
     ours, theirs = luminance(stylized), luminance(content)
-    sigma = sigma or max(1.0, min(content.shape[-2:]) / 64)
+    sigma = sigma or _stroke_width(content)
     detail = (theirs - blur(theirs, sigma)) - (ours - blur(ours, sigma))
     return (stylized + structure * detail).clamp(0, 1)
 
 
 def keep_shading(stylized: Tensor, content: Tensor, shading: float) -> Tensor:
     """Moves the broad light and dark of `stylized` towards those of `content`: the folds of a garment stay where they are,
-    under a new pattern. The other half of `enforce_structure`: what a blur over 1/64 of the picture leaves. Colours are
+    under a new pattern. The other half of `enforce_structure`: what a blur over the width of a stroke leaves. Colours are
     scaled, not shifted, as light does it."""
     if shading == 0:
         return stylized
-    sigma = max(1.0, min(content.shape[-2:]) / 64)
+    sigma = _stroke_width(content)
     ours, theirs = (blur(luminance(rgb), sigma) for rgb in (stylized, content))
     return (stylized * ((theirs + 0.02) / (ours + 0.02)).pow(shading)).clamp(0, 1)
+
+
+def _stroke_width(rgb: Tensor) -> float:
+    """Pixels: 1/64 of the picture. Not less than 1/64 of `REFERENCE_SIDE`, as strokes do not become finer in smaller pictures."""
+    return max(REFERENCE_SIDE, min(rgb.shape[-2:])) / 64
 
 
 def stroke_size(height: int, width: int, stroke_scale: float, smallest: int) -> tuple[int, int]:

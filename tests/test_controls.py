@@ -83,15 +83,15 @@ class TestKeepPalette:
 
 
 class TestKeepShading:
-    LIGHT = torch.linspace(0.3, 0.9, 64).expand(1, 3, 48, 64)  # falls across the picture
+    LIGHT = torch.linspace(0.3, 0.9, 512).expand(1, 3, 96, 512)  # falls across the picture
 
     def test_0_is_the_result_itself(self):
         assert keep_shading(STYLIZED, CONTENT, 0.0) is STYLIZED
 
     def test_1_puts_the_broad_light_of_the_photo_back_and_keeps_the_pattern(self):
-        pattern = 0.5 + 0.1 * (torch.arange(64) % 2 * 2.0 - 1).expand(1, 3, 48, 64)
+        pattern = 0.5 + 0.1 * (torch.arange(512) % 2 * 2.0 - 1).expand(1, 3, 96, 512)
         kept = keep_shading(pattern, self.LIGHT, 1.0)
-        inside = (..., slice(8, -8))
+        inside = (..., slice(40, -40))
         torch.testing.assert_close(
             blur(luminance(kept), 3.0)[inside], luminance(self.LIGHT)[inside], rtol=0, atol=0.02
         )
@@ -99,7 +99,7 @@ class TestKeepShading:
         assert stripes.float().mean() > 0.95
 
     def test_hue_stays(self):
-        red = torch.tensor([0.6, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 48, 64)
+        red = torch.tensor([0.6, 0.2, 0.1]).view(1, 3, 1, 1).expand_as(self.LIGHT)
         kept = keep_shading(red, self.LIGHT, 0.7)
         ratio = kept[:, 1] / kept[:, 0]
         torch.testing.assert_close(ratio[kept[:, 0] < 1], torch.full_like(ratio, 1 / 3)[kept[:, 0] < 1])
@@ -119,12 +119,19 @@ class TestEnforceStructure:
         assert distances[-1] < 0.2 * distances[0]
 
     def test_leaves_colour_and_broad_light_to_the_style(self):
-        flat = torch.zeros(1, 3, 64, 64) + torch.tensor([0.7, 0.4, 0.5]).view(3, 1, 1)
-        ramp = torch.linspace(0.3, 0.6, 64).expand(1, 3, 64, 64)
+        flat = torch.zeros(1, 3, 64, 512) + torch.tensor([0.7, 0.4, 0.5]).view(3, 1, 1)
+        ramp = torch.linspace(0.3, 0.6, 512).expand(1, 3, 64, 512)
         restored = enforce_structure(flat, ramp, 1.0)
         torch.testing.assert_close(chroma(restored), chroma(flat))
-        inside = (..., slice(4, -4))  # a ramp bends where the picture ends
+        inside = (..., slice(32, -32))  # a ramp bends where the picture ends
         torch.testing.assert_close(restored[inside], flat[inside], rtol=0, atol=1e-4)
+
+    def test_a_part_of_a_picture_gets_what_it_has_in_the_whole(self):
+        # Up to the size that styles are fitted at, strokes have so many pixels whatever the size.
+        photo, painted = random(1, 3, REFERENCE_SIDE, 160), random(1, 3, REFERENCE_SIDE, 160, seed=1)
+        whole = enforce_structure(painted, photo, 0.7)
+        part = enforce_structure(painted[..., :160, :], photo[..., :160, :], 0.7)
+        torch.testing.assert_close(part[..., :128, :], whole[..., :128, :])
 
     def test_a_picture_with_itself_is_itself(self):
         torch.testing.assert_close(enforce_structure(CONTENT, CONTENT, 1.0), CONTENT)
