@@ -1,0 +1,169 @@
+"""By what the stylizer is sharpened: distances to labels, SSIM, and what may be trained."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+
+import sharpen_stylizer  # noqa: E402
+from finish_pairs import Artworks, StyleJudge  # noqa: E402
+from sharpen_stylizer import STEERED, TEMPERATURE, LabelDistance, Stylizer, crop, ssim  # noqa: E402
+from teach_pairs import HELD_OUT  # noqa: E402
+
+from stylemamba import StyleMambaPipeline  # noqa: E402
+from stylemamba.pipeline import metrics  # noqa: E402
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def judge() -> StyleJudge:
+    """Four labels of ten artworks, whose numbers lie around a mean of their own."""
+    labels = [name for name in ("ice", "marble", "neon", "fog") for _ in range(10)]
+    means = noise(4, 6, seed=1).repeat_interleave(10, 0)
+    numbers = means + 0.1 * noise(40, 6, seed=2)
+    return StyleJudge(Artworks(numbers, [str(i) for i in range(40)], labels))
+
+
+def test_distances_are_the_judges_own_and_have_gradients(judge):
+    numbers = noise(3, 6, seed=3).requires_grad_()
+    distances = LabelDistance(judge)(numbers)
+    torch.testing.assert_close(distances.double(), judge.distances(numbers.detach()), rtol=1e-3, atol=1e-3)
+    distances.sum().backward()
+    assert (numbers.grad != 0).all()
+
+
+def test_loss_is_the_surprise_at_the_label_asked_for(judge):
+    distances = 10 * noise(2, 4, seed=4)
+    wanted = []
+    for row, asked in zip(distances.double(), (1, 3), strict=True):
+        likely = torch.exp(-row / (TEMPERATURE * row.mean()))
+        wanted.append(-torch.log(likely[asked] / likely.sum()))
+    found = LabelDistance(judge).loss(distances, torch.tensor([1, 3]))
+    torch.testing.assert_close(found.double(), torch.stack(wanted).mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_going_down_the_loss_leads_to_the_label(judge):
+    distance = LabelDistance(judge)
+    numbers, asked = noise(1, 6, seed=5), torch.tensor([judge.names.index("neon")])
+    for _ in range(200):
+        numbers = numbers.detach().requires_grad_()
+        distance.loss(distance(numbers), asked).backward()
+        numbers = (numbers - 0.02 * numbers.grad / numbers.grad.norm()).clamp(min=0)
+    assert judge.ranks(numbers.detach(), ["neon"]).item() == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_ssim_is_that_of_the_metrics(share):
+    a = noise(2, 1, 96, 80)
+    b = torch.lerp(a, noise(2, 1, 96, 80, seed=1), share)
+    wanted = torch.stack([metrics.ssim(*pair) for pair in zip(a, b, strict=True)])
+    torch.testing.assert_close(ssim(a, b), wanted, rtol=0, atol=5e-3)
+
+
+def test_only_what_an_embedding_steers_is_trained():
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=4,
+    )  # fmt: skip
+    stylizer = Stylizer(vae, cond_dim=16)
+    steered = {name for name, _ in stylizer.named_parameters() if any(part in name for part in STEERED)}
+    embeds = torch.nn.functional.normalize(noise(2, 16) - 0.5, dim=-1)
+    images = noise(1, 3, 32, 32).expand(2, -1, -1, -1) * 2 - 1
+    for name, p in stylizer.named_parameters():
+        p.requires_grad_(name in steered)
+    plain = stylizer(images, embeds, torch.zeros(2, 1))
+    optimizer = torch.optim.Adam([p for p in stylizer.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        stylizer(images, embeds, torch.ones(2, 1)).square().mean().backward()
+        optimizer.step()
+    one, other = stylizer(images, embeds, torch.ones(2, 1))
+    assert (one - other).abs().mean() > 1e-3  # two styles of the same photo
+    # at strength 0 the picture is what it was: none of that is the style's
+    torch.testing.assert_close(stylizer(images, embeds, torch.zeros(2, 1)), plain)
+    assert steered and all(not name.startswith("vae.") for name in steered)
+
+
+def test_crops_have_the_size_asked_for_and_are_parts_of_the_photo():
+    photo = torch.arange(3 * 40 * 60.0).view(3, 40, 60)
+    for seed in range(4):
+        part = crop(photo, 32, random.Random(seed))
+        assert part.shape == (3, 32, 32)
+        assert torch.isin(part, photo).all()
+    assert crop(photo, 48, random.Random(0)).shape == (3, 48, 48)  # from a photo that is too small
+
+
+def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    data, start = tmp_path / "data", Path(__file__).parent.parent / "weights" / "tiny"
+    data.mkdir()
+    rows = [
+        {"file": HELD_OUT["photos"][-1], "kind": "content", "label": "photo", "captions": []}
+    ]  # not on disk
+    for kind, label, count in (("content", "photo", 2), ("style", "dots", 3), ("style", "fog", 3)):
+        for i in range(count):
+            row = {"file": f"{label}{i}.png", "kind": kind, "label": label, "captions": [f"a {label}"]}
+            pixels = noise(200, 200, 3, seed=len(rows)) ** (1 if label == "dots" else 4)
+            Image.fromarray((pixels * 255).byte().numpy()).save(data / row["file"])
+            rows.append(row)
+    (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    width, state = (
+        3,
+        {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)},
+    )
+    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
+        state[f"lin{stage - 1}.model.1.weight"] = torch.rand(1, 8, 1, 1)
+        if stage > 1:
+            state[f"net.slice{stage}.0.filt"] = torch.full((8, 1, 5, 5), 1 / 25)
+        for position in range(1, count + 1):
+            state[f"net.slice{stage}.{position}.weight"] = (
+                torch.randn(8, width, 3, 3) * (2 / 9 / width) ** 0.5
+            )
+            state[f"net.slice{stage}.{position}.bias"] = torch.zeros(8)
+            width = 8
+    torch.save(state, tmp_path / "vgg.pth")
+    out = tmp_path / "out"
+    command = ["sharpen_stylizer.py", *map(str, (data, start, out)), "--vgg", str(tmp_path / "vgg.pth")]
+    command += ["--batch", "1", "--crop", "176"]
+    monkeypatch.setattr(sharpen_stylizer, "HELD_OUT", {"photos": [rows[0]["file"]]})
+    monkeypatch.setattr(sharpen_stylizer, "draw_samples", lambda *_: None)  # of photos that are not here
+
+    def train(minutes: float, every: float) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(sharpen_stylizer, "SAVE_EVERY", every)
+        monkeypatch.setattr(sys, "argv", [*command, "--minutes", str(minutes)])
+        sharpen_stylizer.main()
+        parts = ("fusion", "style_decoder", "vae", "text_encoder")
+        files = {
+            file.relative_to(out / "pipeline"): file
+            for part in parts
+            for file in (out / "pipeline" / part).glob("*.safetensors")
+        }
+        return {str(name): load_file(file) for name, file in files.items()}
+
+    first = train(0.03, every=0)
+    steps = torch.load(out / "state.pt", weights_only=True)["step"]
+    second = train(0.06, every=0)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] > steps > 0
+    for name, tensors in second.items():
+        bundled = load_file(start / name)
+        changed = {key for key, tensor in tensors.items() if not torch.equal(tensor, bundled[key])}
+        if name.split("/")[0] in ("vae", "text_encoder"):
+            assert not changed
+        else:
+            steered = {
+                key for key in tensors if name.startswith("fusion") or any(part in key for part in STEERED)
+            }
+            assert changed <= steered and len(changed) > len(steered) / 2
+    assert any(not torch.equal(first[name][key], second[name][key]) for name in first for key in first[name])
+    StyleMambaPipeline.from_pretrained(out / "pipeline")

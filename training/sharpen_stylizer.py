@@ -1,0 +1,283 @@
+"""Sharpens what paints: until a VGG16 takes the pictures for what was asked for, at as little cost to the photo as that takes.
+
+    python training/sharpen_stylizer.py DATA START OUT --vgg VGG16 --minutes 60
+
+START is a pipeline such as ../weights/tiny. Its strokes were learnt from a teacher (train_stylizer.py) who keeps much of the photo's
+own look in every style. Here it learns by a judge instead: VGG16's statistics of the picture, by the rule of benchmarks/style_judge.py
+(whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others. Only what an embedding steers
+is trained: fusion, the statistics that a style asks for, and grain. With all filters free, or pixels, a VGG16 is soon convinced by
+patterns that only it can see; the filters of the teacher's strokes can paint none.
+
+The photo pulls the other way: LPIPS costs, and so does SSIM of luminance at full size, whose weight is led so that the mean over
+all labels is `--ssim`. Labels that are missed come up more often.
+
+Runs again from OUT/state.pt if it is there; writes the pipeline OUT/pipeline and a sheet of samples every few minutes.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import shutil
+import time
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from finish_pairs import Artworks, StyleJudge
+from pictures import read
+from style_judge import FLOOR, PRIOR
+from teach_pairs import HELD_OUT
+from teacher_vgg import load_teacher
+from torch import Tensor
+from train_stylizer import (
+    STYLE_SIDE,
+    STYLE_TAPS,
+    VIEW,
+    Stylizer,
+    averaged,
+    draw_embedding,
+    draw_samples,
+    embed_artworks,
+    embed_labels,
+    statistics,
+)
+
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
+from stylemamba.pipeline.controls import blur, luminance
+from stylemamba.pipeline.fusion import StyleFusion
+from stylemamba.pipeline.perceptual import lpips_head
+from stylemamba.pipeline.siglip_encoder import SiglipEncoder
+from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
+from stylemamba.pipeline.style_memory import StyleMemory
+
+STEERED = ("fusion.", "to_code.", "to_scale_shift.", "to_amount.")  # in the names of what is trained
+SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a picture of 512 px
+VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
+TEMPERATURE = 0.02  # of the labels' distances, as a share of the mean distance
+KEPT_TAPS = ("1_2", "2_2", "3_3", "4_3")  # of LPIPS: those that the judge has looked at anyway
+SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would be a third of a step
+SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
+SAVE_EVERY = 180  # seconds
+ARTWORKS = 4  # of each label, that stand for style images
+
+
+class LabelDistance:
+    """Squared distances of VGG16's statistics to all labels, as `StyleJudge` measures them, with gradients."""
+
+    def __init__(self, judge: StyleJudge) -> None:
+        self.names = judge.names
+        self.mean, self.std, self.whiten = judge.mean.float(), judge.std.float(), judge.whiten.float()
+        self.centres = ((judge.sums / (judge.count + PRIOR)[:, None]) @ judge.whiten).float()
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """(B, D) -> (B, L)."""
+        points = ((numbers + FLOOR).log() - self.mean) / self.std @ self.whiten
+        return torch.cdist(points, self.centres).square()
+
+    def loss(self, distances: Tensor, asked: Tensor) -> Tensor:
+        """How unlikely the labels asked for (B,) are, if the nearest is the likeliest."""
+        scale = TEMPERATURE * distances.detach().mean(1, keepdim=True)
+        return F.cross_entropy(-distances / scale, asked)
+
+
+def numbers_of(maps: dict[str, Tensor]) -> Tensor:
+    return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1)
+
+
+def at_scale(images: Tensor, scale: float) -> Tensor:
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 1] -> (B,), as `metrics.ssim`, whose square window takes longer."""
+    views = torch.cat([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, square_a, square_b, product = blur(views, 1.5).chunk(5)
+    both = mean_a * mean_b
+    variances = square_a + square_b - mean_a.square() - mean_b.square()
+    light = (2 * both + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
+    return (light * (2 * (product - both) + 0.03**2) / (variances + 0.03**2)).mean((1, 2, 3))
+
+
+def crop(photo: Tensor, size: int, rng: random.Random) -> Tensor:
+    """(3, H, W) -> (3, size, size), or its mirror image."""
+    if min(photo.shape[-2:]) < size:
+        photo = F.interpolate(photo[None], scale_factor=(size + 1) / min(photo.shape[-2:]), mode="bilinear")[
+            0
+        ]
+    top, left = (rng.randint(0, side - size) for side in photo.shape[-2:])
+    part = photo[:, top : top + size, left : left + size]
+    return part.flip(-1) if rng.random() < 0.5 else part
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("start", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=288)
+    parser.add_argument("--ssim", type=float, default=0.47, help="of luminance, in the mean over all labels")
+    parser.add_argument("--lpips-weight", type=float, default=4.0)
+    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    network, heads = load_teacher(args.vgg, stages=4)
+    manifest = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in manifest]
+    artworks = [row for row in rows if row["kind"] == "style"]
+    photos = sorted({row["file"] for row in rows if row["kind"] == "content"} - set(HELD_OUT["photos"]))
+
+    def maps_of(images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            return network(images)
+
+    cache = args.out / "artworks.pt"  # minutes of work
+    if not cache.exists():
+        with torch.no_grad():
+            known = [
+                numbers_of(maps_of(read(args.data / row["file"], STYLE_SIDE)[None].float() / 255))
+                for row in artworks
+            ]
+        torch.save(torch.cat(known), cache)
+    known = torch.load(cache, weights_only=True)
+    labels = [row["label"] for row in artworks]
+    distance = LabelDistance(StyleJudge(Artworks(known, [row["file"] for row in artworks], labels)))
+
+    memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
+    text_space = {name: memory(embeds) for name, embeds in embed_labels(args.data, args.start).items()}
+    some = defaultdict(list)
+    for row in artworks:
+        if len(some[row["label"]]) < ARTWORKS:
+            some[row["label"]].append(row["file"])
+    tower = StatisticsEncoder.from_pretrained(args.start / "image_encoder").float()
+    files = [file for of_label in some.values() for file in of_label]
+    image_space = embed_artworks(args.data, files, SiglipEncoder(None, image_encoder=tower))
+
+    vae = AutoencoderTiny.from_pretrained(args.start / "vae").float().requires_grad_(False).eval()
+    vae = vae.to(memory_format=torch.channels_last)
+    stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim)
+    for part, kind, folder in (
+        (stylizer.fusion, StyleFusion, "fusion"),
+        (stylizer.decoder, ConditionalDecoder, "style_decoder"),
+    ):
+        part.load_state_dict(kind.from_pretrained(args.start / folder).float().state_dict())
+    for name, p in stylizer.named_parameters():
+        p.requires_grad_(any(part in name for part in STEERED))
+    trained = {name: p for name, p in stylizer.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam(trained.values(), lr=args.lr, betas=(0.9, 0.99))
+    average = {name: p.detach().clone() for name, p in trained.items()}
+    missed = dict.fromkeys(distance.names, 1.0)  # lately, of 1
+    ssim_weight = SSIM_WEIGHTS[0]
+    state_file, step, spent = args.out / "state.pt", 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        stylizer.load_state_dict(state["trained"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        average, missed, ssim_weight = (state[key] for key in ("average", "missed", "ssim_weight"))
+        step, spent = state["step"], state["spent"]
+
+    photo = lru_cache(maxsize=None)(lambda file: read(args.data / file, SHORT_SIDE))
+    start, saved, logged = time.monotonic() - spent, spent, defaultdict(float)
+    while (spent := time.monotonic() - start) < 60 * args.minutes:
+        share = spent / (60 * args.minutes)
+        for group in optimizer.param_groups:  # a short warm-up, then cosine over the time budget
+            group["lr"] = args.lr * min(1, (step + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
+        rng = random.Random(f"{args.seed} {step}")
+        chosen = rng.choices(distance.names, [0.2 + missed[name] for name in distance.names], k=args.batch)
+        pictures = [crop(photo(rng.choice(photos)).float() / 255, args.crop, rng) for _ in chosen]
+        images = torch.stack(pictures).contiguous(memory_format=torch.channels_last)
+        asked = torch.tensor([distance.names.index(name) for name in chosen])
+        given = [
+            {"label": name, "artwork": rng.choice(some[name]), "stands_for_label": True} for name in chosen
+        ]
+        embeds = torch.stack([draw_embedding(row, text_space, image_space, rng) for row in given])
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            result = stylizer(images * 2 - 1, embeds, torch.ones(args.batch, 1)).float() / 2 + 0.5
+        scale = VIEW * rng.uniform(*VIEWS)
+        seen = maps_of(at_scale(result, scale))
+        with torch.no_grad():
+            before = maps_of(at_scale(images, scale))
+        distances = distance(numbers_of(seen))
+        corner = (rng.randint(0, args.crop - SSIM_SIDE) for _ in range(2))
+        part = (..., *(slice(begin, begin + SSIM_SIDE) for begin in corner))
+        kept = ssim(luminance(result[part]).clamp(0, 1), luminance(images[part]))
+        terms = {
+            "label": distance.loss(distances, asked),
+            "ssim": ssim_weight * (1 - kept.mean()),
+            "lpips": args.lpips_weight
+            * lpips_head(
+                [seen[tap].float() for tap in KEPT_TAPS],
+                [before[tap].float() for tap in KEPT_TAPS],
+                heads[:4],
+            ),
+            "range": 10 * (result - result.clamp(0, 1)).square().mean(),
+        }
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        step += 1
+        keep = min(0.997, step / (step + 10))
+        with torch.no_grad():
+            for name, p in trained.items():
+                average[name].lerp_(p, 1 - keep)
+        ssim_weight *= math.exp(0.02 * (args.ssim - kept.mean().item()))
+        ssim_weight = min(max(ssim_weight, SSIM_WEIGHTS[1]), SSIM_WEIGHTS[2])
+        places = (distances < distances.gather(1, asked[:, None])).sum(1)
+        for name, place in zip(chosen, places.tolist(), strict=True):
+            missed[name] += 0.3 * ((place > 0) - missed[name])
+
+        terms |= {"SSIM": kept.mean(), "top-5": (places < 5).float().mean()}
+        for name, term in terms.items():
+            logged[name] += term.item() / 100
+        if step % 100 == 0:
+            print(
+                f"{step} steps, {spent / 60:.1f} min, " + " ".join(f"{k} {v:.4f}" for k, v in logged.items())
+                + f" labels missed {sum(missed.values()):.0f}, weight {ssim_weight:.1f}",
+                flush=True,
+            )  # fmt: skip
+            logged.clear()
+        if spent - saved > SAVE_EVERY:
+            saved = spent
+            save(stylizer, average, args)
+            sheet = args.out / f"samples-{round(spent / 60):03}.png"
+            draw_samples(stylizer, average, text_space, args.data, sheet)
+            state = {
+                "trained": trained,
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "missed": missed,
+                "ssim_weight": ssim_weight,
+                "step": step,
+                "spent": spent,
+            }
+            torch.save(state, state_file)
+    save(stylizer, average, args)
+    draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
+
+
+def save(stylizer: Stylizer, average: dict[str, Tensor], args: argparse.Namespace) -> None:
+    """START with other weights in two of its parts, in half precision."""
+    folder = args.out / "pipeline"
+    shutil.copytree(args.start, folder, dirs_exist_ok=True)
+    with averaged(stylizer, average):
+        for part, name in ((stylizer.fusion, "fusion"), (stylizer.decoder, "style_decoder")):
+            copy.deepcopy(part).half().save_pretrained(folder / name)
+
+
+if __name__ == "__main__":
+    main()
