@@ -6,7 +6,7 @@ START is a pipeline such as ../weights/tiny. Its strokes were learnt from a teac
 own look in every style. Here it learns by a judge instead: VGG16's statistics of the picture, by the rule of benchmarks/style_judge.py
 (whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others. Only what an embedding steers
 is trained: fusion, the statistics that a style asks for, and grain. With all filters free, or pixels, a VGG16 is soon convinced by
-patterns that only it can see; the filters of the teacher's strokes can paint none.
+patterns that only it can see; the filters of the teacher's strokes hardly paint such.
 
 The photo pulls the other way: LPIPS costs, and so does SSIM of luminance at full size, whose weight is led so that the mean over
 all labels is `--ssim`. Labels that are missed come up more often.
@@ -39,6 +39,7 @@ from train_stylizer import (
     STYLE_TAPS,
     VIEW,
     Stylizer,
+    at_view,
     averaged,
     draw_embedding,
     draw_samples,
@@ -60,11 +61,8 @@ SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a
 VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
 TEMPERATURE = 0.02  # of the labels' distances, as a share of the mean distance
 KEPT_TAPS = ("1_2", "2_2", "3_3", "4_3")  # of LPIPS: those that the judge has looked at anyway
-INSIDE = (
-    ...,
-    slice(8, -8),
-    slice(8, -8),
-)  # of a picture: lines along its borders would be one more thing to see
+# Of a picture: lines along its borders would be one more thing to see.
+INSIDE = ..., slice(8, -8), slice(8, -8)
 SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would be a third of a step
 SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
 SAVE_EVERY = 180  # seconds
@@ -94,16 +92,10 @@ def numbers_of(maps: dict[str, Tensor]) -> Tensor:
     return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1)
 
 
-def at_scale(images: Tensor, scale: float) -> Tensor:
-    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
-
-
 def fine_light(images: Tensor) -> Tensor:
     """The luminance that is lost at half the size, where the VGG16 looks: what nobody watches turns into grain."""
     light = luminance(images)
-    return light - F.interpolate(
-        at_scale(light, VIEW), light.shape[-2:], mode="bilinear", align_corners=False
-    )
+    return light - F.interpolate(at_view(light), light.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -224,9 +216,9 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             result = stylizer(images * 2 - 1, embeds, torch.ones(args.batch, 1)).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
-        seen = maps_of(at_scale(result[INSIDE], scale))
+        seen = maps_of(at_view(result[INSIDE], scale))
         with torch.no_grad():
-            before = maps_of(at_scale(images[INSIDE], scale))
+            before = maps_of(at_view(images[INSIDE], scale))
         distances = distance(numbers_of(seen))
         corner = (rng.randint(0, args.crop - SSIM_SIDE) for _ in range(2))
         part = (..., *(slice(begin, begin + SSIM_SIDE) for begin in corner))
@@ -291,7 +283,7 @@ def save(
     stylizer: Stylizer, started: dict[str, Tensor], average: dict[str, Tensor], args: argparse.Namespace
 ) -> None:
     """START with other weights in two of its parts, in half precision. A little of its own stays in them: on photos and for
-    a network that training did not see, that was better in everything than what was trained."""
+    a network that training did not see, it was no worse in anything than what was trained."""
     folder = args.out / "pipeline"
     shutil.copytree(args.start, folder, dirs_exist_ok=True)
     mixed = {name: torch.lerp(p, started[name], args.keep) for name, p in average.items()}

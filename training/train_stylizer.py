@@ -330,8 +330,8 @@ def see(vgg: Path, stages: int, bfloat16: bool) -> Teacher:
     return maps_of
 
 
-def at_view(images: Tensor) -> Tensor:
-    return F.interpolate(images, scale_factor=VIEW, mode="bilinear", antialias=True, align_corners=False)
+def at_view(images: Tensor, scale: float = VIEW) -> Tensor:
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
 
 
 def taken(maps: dict[str, Tensor], taps: tuple[str, ...]) -> list[StyleStatistics]:
