@@ -6,7 +6,7 @@ Responsible for that order. What each control does is in `controls.py`, `lut.py`
 import torch
 from torch import Tensor
 
-from .controls import enforce_structure, keep_colors, keep_palette, keep_shading
+from .controls import enforce_structure, keep_colors, keep_fine_light, keep_palette, keep_shading
 from .lut import apply_lut, fit_lut
 from .masks import find_text, text_size
 from .style_mixing import composite
@@ -33,6 +33,6 @@ def finish(
         result = (keep_palette if preserve_color == "palette" else keep_colors)(result, content)
     if protect_text:
         # Every edge of it, on the ground that the style gives it: a patch of the photo would be seen as one.
-        legible = enforce_structure(result, content, 1.0, sigma=text_size(content) / 2)
+        legible = keep_fine_light(result, content, text_size(content) / 2)
         result = torch.lerp(result, legible, find_text(content))
     return result if mask is None else composite(content, result, mask)

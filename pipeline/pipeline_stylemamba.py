@@ -257,11 +257,20 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             fused = self.fusion(latents.to(self.fusion.dtype), prompt_embeds)
         return interpolate_strength(latents, fused, strength)
 
-    def decode(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped."""
-        if strength > 1 and self.style_decoder is not None:
-            # It goes no further than its style: what it changes of the plain picture is exaggerated.
-            plain, painted = (self.decode(latents, prompt_embeds, part) for part in (0.0, 1.0))
+    def decode(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor | None = None,
+        strength: float = 1.0,
+        plain: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped. plain: the latents before they were
+        fused, for a strength between 0 and 1 or above; by default `latents`."""
+        if self.style_decoder is not None and strength not in (0, 1):
+            # Pictures are mixed, not latents or statistics: halfway between a photo's and a style's lie those of a third style.
+            # Above 1, what the style changes of the plain picture is exaggerated.
+            ends = (latents if plain is None else plain, 0.0), (latents, 1.0)
+            plain, painted = (self.decode(end, prompt_embeds, reached) for end, reached in ends)
             return torch.lerp(plain, painted, strength)
         latents = latents.to(self.vae.dtype)
         if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
@@ -364,6 +373,9 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         # 3. One pass for each size, and one more where its strokes are painted at another
         groups = _group_by_size(contents, WHOLE_BYTES // bytes_per_pixel(self.vae))
         sizes = [self._stroke_sizes(size, stroke_scale, strength, latents, output_type) for size, _ in groups]
+        # A decoder that paints is given the style whole: its pictures are mixed by strength.
+        mixes_pictures = self.style_decoder is not None and output_type != "latent"
+        fused_by = float(strength > 0) if mixes_pictures else strength
         self._num_timesteps = sum(map(len, sizes))
         results: dict[int, Content | Tensor] = {}
         step = 0
@@ -379,14 +391,14 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
                     else:
                         work, z = rgb, latents[members].to(self._execution_device, self.vae.dtype)
                     self._require_finite(z, "encoding the picture")
-                    fused = self.fuse(z, cond, strength)  # (B, C, h, w)
+                    fused = self.fuse(z, cond, fused_by)  # (B, C, h, w)
                     self._require_finite(fused, "fusing the style")
                     if callback_on_step_end is not None:
                         given = dict.fromkeys(callback_on_step_end_tensor_inputs, fused)
                         fused = (callback_on_step_end(self, step, step, given) or {}).get("latents", fused)
                     step += 1
                     if output_type != "latent":
-                        painted = self.decode(fused, cond, strength)  # (B, 3, H', W')
+                        painted = self.decode(fused, cond, strength, plain=z)  # (B, 3, H', W')
                         self._require_finite(painted, "decoding")
                         painted = painted[..., : size[0], : size[1]].clamp_(0, 1)
                         stylized = painted if stylized is None else add_fine_strokes(stylized, painted)

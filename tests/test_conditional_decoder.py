@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylemamba.pipeline.conditional_decoder import ConditionalDecoder, Grain, StyleNorm, _conv_at_twice
+from stylemamba.pipeline.conditional_decoder import (
+    FINEST,
+    ConditionalDecoder,
+    FineLight,
+    Grain,
+    StyleNorm,
+    _conv_at_twice,
+)
+from stylemamba.pipeline.controls import blur, luminance
 
 
 @pytest.fixture
@@ -100,6 +108,44 @@ def test_each_picture_of_a_batch_has_its_own_style_and_strength(decoder):
         for i in range(2):
             alone = decoder(latents[i : i + 1], embeds[i : i + 1], strength[i].item())
             torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+class TestFineLight:
+    @pytest.fixture
+    def layer(self):
+        torch.manual_seed(0)
+        return FineLight(4, code_dim=8, scale=4).requires_grad_(False)
+
+    @pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
+    def test_mixes_the_finest_light_of_both(self, layer, amount):
+        """With H what a blur over FINEST removes: H(result) - H(painted) = amount * (own - H(painted)) in light; no colour moves."""
+        layer.to_amount.bias.fill_(torch.logit(torch.tensor(amount)).clamp(-80, 80))
+        picture, latents = torch.rand(2, 3, 24, 32), torch.randn(2, 4, 6, 8)
+        added = layer(picture, latents, torch.zeros(2, 8), 1.0) - picture
+        painted = luminance(picture)
+        wanted = amount * (layer.own(latents) - (painted - blur(painted, FINEST)))
+        torch.testing.assert_close(added, wanted.expand_as(added), atol=1e-6, rtol=1e-5)
+
+    def test_the_style_says_how_much(self, layer):
+        layer.to_amount.weight.fill_(1.0)
+        picture, latents = torch.rand(1, 3, 24, 32), torch.randn(1, 4, 6, 8)
+        little, much = (layer(picture, latents, torch.full((1, 8), c), 1.0) - picture for c in (-0.5, 0.5))
+        ratio = math.exp(4)  # sigmoid(4) / sigmoid(-4)
+        torch.testing.assert_close(much, ratio * little, atol=1e-5, rtol=1e-3)
+
+    @pytest.mark.parametrize("size", [(4, 4), (5, 7), (9, 16)])
+    @pytest.mark.parametrize("scale", [2, 4])
+    def test_in_a_decoder(self, size, scale):
+        torch.manual_seed(0)
+        decoder = ConditionalDecoder(4, 6, 8, (12, 8, 6), depth=1, scale=scale, reads_fine_light=True).eval()
+        plain = ConditionalDecoder(4, 6, 8, (12, 8, 6), depth=1, scale=scale).eval()
+        plain.load_state_dict(decoder.state_dict(), strict=False)
+        latents, embeds = inputs(1, *size)
+        with torch.no_grad():
+            picture, without = decoder(latents, embeds), plain(latents, embeds)
+            assert picture.shape == (1, 3, size[0] * scale, size[1] * scale)
+            assert (picture - without).abs().max() > 1e-3
+            assert torch.equal(decoder(latents, embeds, 0.0), plain(latents, embeds, 0.0))
 
 
 def test_only_the_direction_of_the_embedding_counts(decoder):

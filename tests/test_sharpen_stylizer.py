@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,11 +16,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 import sharpen_stylizer  # noqa: E402
 from finish_pairs import Artworks, StyleJudge  # noqa: E402
-from sharpen_stylizer import STEERED, TEMPERATURE, LabelDistance, Stylizer, crop, ssim  # noqa: E402
+from sharpen_stylizer import (  # noqa: E402
+    STEERED,
+    TEMPERATURE,
+    LabelDistance,
+    Stylizer,
+    crop,
+    reading_loss,
+    ssim,
+)
 from teach_pairs import HELD_OUT  # noqa: E402
 
 from stylemamba import StyleMambaPipeline  # noqa: E402
 from stylemamba.pipeline import metrics  # noqa: E402
+from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder  # noqa: E402
+from stylemamba.pipeline.controls import blur  # noqa: E402
 
 
 def noise(*shape, seed=0):
@@ -104,10 +115,41 @@ def test_crops_have_the_size_asked_for_and_are_parts_of_the_photo():
     assert crop(photo, 48, random.Random(0)).shape == (3, 48, 48)  # from a photo that is too small
 
 
+def start_without_fine_light(folder: Path) -> None:
+    """`tiny` as train_stylizer.py leaves it."""
+    shutil.copytree(Path(__file__).parent.parent / "weights" / "tiny", folder)
+    decoder = ConditionalDecoder.from_pretrained(folder / "style_decoder")
+    plain = ConditionalDecoder(**{**decoder.config, "reads_fine_light": False})
+    plain.load_state_dict(decoder.state_dict(), strict=False)
+    plain.half().save_pretrained(folder / "style_decoder")
+
+
+def test_the_finest_light_is_read_from_the_latents_alone():
+    """However much else there is to learn: the loss is that of the photo's light, and only `read` may follow it."""
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=4,
+    )  # fmt: skip
+    stylizer = Stylizer(vae, cond_dim=16, reads_fine_light=True)
+    images, embeds = noise(2, 3, 32, 32), torch.nn.functional.normalize(noise(2, 16) - 0.5, dim=-1)
+    fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(2, 1))
+    loss = reading_loss(stylizer, fused, images)
+    own = stylizer.decoder.fine_light.own(fused)
+    light = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    torch.testing.assert_close(loss, (own - light + blur(light, FINEST)).abs().mean())
+    loss.backward()
+    follows = {name for name, p in stylizer.named_parameters() if p.grad is not None and p.grad.any()}
+    assert follows == {
+        f"decoder.fine_light.read.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")
+    }
+
+
 def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    data, start = tmp_path / "data", Path(__file__).parent.parent / "weights" / "tiny"
+    data, start = tmp_path / "data", tmp_path / "start"
     data.mkdir()
+    start_without_fine_light(start)
     rows = [
         {"file": HELD_OUT["photos"][-1], "kind": "content", "label": "photo", "captions": []}
     ]  # not on disk
@@ -137,6 +179,7 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monke
     command = ["sharpen_stylizer.py", *map(str, (data, start, out)), "--vgg", str(tmp_path / "vgg.pth")]
     command += ["--batch", "1", "--crop", "176"]
     monkeypatch.setattr(sharpen_stylizer, "HELD_OUT", {"photos": [rows[0]["file"]]})
+    monkeypatch.setattr(sharpen_stylizer, "READING_STEPS", 2)
     monkeypatch.setattr(sharpen_stylizer, "draw_samples", lambda *_: None)  # of photos that are not here
 
     def train(minutes: float, every: float) -> dict[str, torch.Tensor]:
@@ -157,7 +200,9 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monke
     assert torch.load(out / "state.pt", weights_only=True)["step"] > steps > 0
     for name, tensors in second.items():
         bundled = load_file(start / name)
-        changed = {key for key, tensor in tensors.items() if not torch.equal(tensor, bundled[key])}
+        new = set(tensors) - set(bundled)
+        assert all(key.startswith("fine_light.") for key in new) and bool(new) == ("decoder" in name)
+        changed = {key for key in set(tensors) - new if not torch.equal(tensors[key], bundled[key])}
         if name.split("/")[0] in ("vae", "text_encoder"):
             assert not changed
         else:

@@ -169,7 +169,10 @@ class TestPipelineInTiles:
             encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(0, 0, 2),
             num_decoder_blocks=(3, 1, 0), latent_channels=4,
         ).eval()  # fmt: skip
-        decoder = grainy(ConditionalDecoder(4, cond_dim=32, code_dim=16, channels=(12, 8, 8), depth=2)).eval()
+        decoder = ConditionalDecoder(
+            4, cond_dim=32, code_dim=16, channels=(12, 8, 8), depth=2, reads_fine_light=True
+        )
+        decoder = grainy(decoder).eval()
         fusion = StyleFusion.from_preset("tiny", cond_dim=32).eval()
         pipe = StyleMambaPipeline(**components(vae=lambda: vae, fusion=fusion, style_decoder=decoder))
         pipe.set_progress_bar_config(disable=True)

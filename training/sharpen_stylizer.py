@@ -5,8 +5,9 @@
 START is a pipeline such as ../weights/tiny. Its strokes were learnt from a teacher (train_stylizer.py) who keeps much of the photo's
 own look in every style. Here it learns by a judge instead: VGG16's statistics of the picture, by the rule of benchmarks/style_judge.py
 (whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others. Only what an embedding steers
-is trained: fusion, the statistics that a style asks for, and grain. With all filters free, or pixels, a VGG16 is soon convinced by
-patterns that only it can see; the filters of the teacher's strokes hardly paint such.
+is trained: fusion, the statistics that a style asks for, grain, and how much of the photo's finest light it takes. With all filters
+free, or pixels, a VGG16 is soon convinced by patterns that only it can see; the filters of the teacher's strokes hardly paint such.
+What reads the photo's finest light from the latents (`FineLight`) learns that and nothing else, first alone, if START has none.
 
 The photo pulls the other way: LPIPS costs, and so does SSIM of luminance at full size, whose weight is led so that the mean over
 all labels is `--ssim`. Labels that are missed come up more often.
@@ -48,7 +49,7 @@ from train_stylizer import (
     statistics,
 )
 
-from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
+from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder
 from stylemamba.pipeline.controls import blur, luminance
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.perceptual import lpips_head
@@ -56,6 +57,7 @@ from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
 
+READING_STEPS = 400  # of what reads the finest light, alone
 STEERED = ("fusion.", "to_code.", "to_scale_shift.", "to_amount.")  # in the names of what is trained
 SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a picture of 512 px
 VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
@@ -96,6 +98,14 @@ def fine_light(images: Tensor) -> Tensor:
     """The luminance that is lost at half the size, where the VGG16 looks: what nobody watches turns into grain."""
     light = luminance(images)
     return light - F.interpolate(at_view(light), light.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def reading_loss(stylizer: Stylizer, fused: Tensor, images: Tensor) -> Tensor:
+    """Of the finest light of pictures in [0, 1], as it is read from their fused latents."""
+    light = luminance(images)
+    with torch.autocast("cpu", enabled=False):
+        own = stylizer.decoder.fine_light.own(fused.detach().float())
+    return (own - (light - blur(light, FINEST))).abs().mean()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -175,18 +185,18 @@ def main() -> None:
 
     vae = AutoencoderTiny.from_pretrained(args.start / "vae").float().requires_grad_(False).eval()
     vae = vae.to(memory_format=torch.channels_last)
-    stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim)
-    for part, kind, folder in (
-        (stylizer.fusion, StyleFusion, "fusion"),
-        (stylizer.decoder, ConditionalDecoder, "style_decoder"),
-    ):
-        part.load_state_dict(kind.from_pretrained(args.start / folder).float().state_dict())
+    stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim, reads_fine_light=True)
+    stylizer.fusion.load_state_dict(StyleFusion.from_pretrained(args.start / "fusion").float().state_dict())
+    decoder = ConditionalDecoder.from_pretrained(args.start / "style_decoder").float()
+    reads_already = decoder.fine_light is not None
+    stylizer.decoder.load_state_dict(decoder.state_dict(), strict=reads_already)
+    reading = dict(stylizer.decoder.fine_light.read.named_parameters(prefix="decoder.fine_light.read"))
     for name, p in stylizer.named_parameters():
-        p.requires_grad_(any(part in name for part in STEERED))
+        p.requires_grad_(name in reading or any(part in name for part in STEERED))
     trained = {name: p for name, p in stylizer.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(trained.values(), lr=args.lr, betas=(0.9, 0.99))
-    started = {name: p.detach().clone() for name, p in trained.items()}
-    average = {name: p.clone() for name, p in started.items()}
+    started = {name: p.detach().clone() for name, p in trained.items() if name not in reading}
+    average: dict[str, Tensor] = {}
     missed = dict.fromkeys(distance.names, 1.0)  # lately, of 1
     ssim_weight = SSIM_WEIGHTS[0]
     state_file, step, spent = args.out / "state.pt", 0, 0.0
@@ -198,23 +208,42 @@ def main() -> None:
         step, spent = state["step"], state["spent"]
 
     photo = lru_cache(maxsize=None)(lambda file: read(args.data / file, SHORT_SIDE))
+
+    def draw(rng: random.Random) -> tuple[list[str], Tensor, Tensor]:
+        """Labels, photos (B, 3, H, W) in [0, 1], embeddings (B, E)."""
+        chosen = rng.choices(distance.names, [0.2 + missed[name] for name in distance.names], k=args.batch)
+        pictures = [crop(photo(rng.choice(photos)).float() / 255, args.crop, rng) for _ in chosen]
+        given = [
+            {"label": name, "artwork": rng.choice(some[name]), "stands_for_label": True} for name in chosen
+        ]
+        embeds = torch.stack([draw_embedding(row, text_space, image_space, rng) for row in given])
+        return chosen, torch.stack(pictures).contiguous(memory_format=torch.channels_last), embeds
+
+    if not reads_already and not state_file.exists():
+        alone = torch.optim.Adam(reading.values(), lr=3e-3)
+        for number in range(READING_STEPS):
+            _, images, embeds = draw(random.Random(f"reading {args.seed} {number}"))
+            with torch.no_grad():
+                fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(args.batch, 1))
+            loss = reading_loss(stylizer, fused, images)
+            alone.zero_grad()
+            loss.backward()
+            alone.step()
+            if number % 100 == 99:
+                print(f"reads the finest light to {loss.item():.4f}", flush=True)
+    average = average or {name: p.detach().clone() for name, p in trained.items()}
     start, saved, logged = time.monotonic() - spent, spent, defaultdict(float)
     while (spent := time.monotonic() - start) < 60 * args.minutes:
         share = spent / (60 * args.minutes)
         for group in optimizer.param_groups:  # a short warm-up, then cosine over the time budget
             group["lr"] = args.lr * min(1, (step + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
         rng = random.Random(f"{args.seed} {step}")
-        chosen = rng.choices(distance.names, [0.2 + missed[name] for name in distance.names], k=args.batch)
-        pictures = [crop(photo(rng.choice(photos)).float() / 255, args.crop, rng) for _ in chosen]
-        images = torch.stack(pictures).contiguous(memory_format=torch.channels_last)
+        chosen, images, embeds = draw(rng)
         asked = torch.tensor([distance.names.index(name) for name in chosen])
-        given = [
-            {"label": name, "artwork": rng.choice(some[name]), "stands_for_label": True} for name in chosen
-        ]
-        embeds = torch.stack([draw_embedding(row, text_space, image_space, rng) for row in given])
 
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-            result = stylizer(images * 2 - 1, embeds, torch.ones(args.batch, 1)).float() / 2 + 0.5
+            fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(args.batch, 1))
+            result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
         seen = maps_of(at_view(result[INSIDE], scale))
         with torch.no_grad():
@@ -237,6 +266,11 @@ def main() -> None:
         }
         optimizer.zero_grad()
         sum(terms.values()).backward()
+        # No term above has a say in what reads the photo.
+        for p in reading.values():
+            p.grad = None
+        terms["reading"] = reading_loss(stylizer, fused, images)
+        terms["reading"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         step += 1
@@ -286,7 +320,7 @@ def save(
     a network that training did not see, it was no worse in anything than what was trained."""
     folder = args.out / "pipeline"
     shutil.copytree(args.start, folder, dirs_exist_ok=True)
-    mixed = {name: torch.lerp(p, started[name], args.keep) for name, p in average.items()}
+    mixed = {name: torch.lerp(p, started.get(name, p), args.keep) for name, p in average.items()}
     with averaged(stylizer, mixed):
         for part, name in ((stylizer.fusion, "fusion"), (stylizer.decoder, "style_decoder")):
             copy.deepcopy(part).half().save_pretrained(folder / name)

@@ -131,7 +131,7 @@ def map_distance(got: dict[str, Tensor], wanted: dict[str, Tensor], taps: tuple[
 
 
 class Stylizer(torch.nn.Module):
-    def __init__(self, vae: AutoencoderTiny, cond_dim: int) -> None:
+    def __init__(self, vae: AutoencoderTiny, cond_dim: int, reads_fine_light: bool = False) -> None:
         super().__init__()
         channels = vae.config.latent_channels
         self.vae = vae
@@ -144,18 +144,22 @@ class Stylizer(torch.nn.Module):
             scan_order="bidirectional",
             conv="spatial",
         )
-        self.decoder = ConditionalDecoder(latent_channels=channels, cond_dim=cond_dim).to(
-            memory_format=torch.channels_last
+        decoder = ConditionalDecoder(
+            latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
         )
+        self.decoder = decoder.to(memory_format=torch.channels_last)
         self.decoder.grain_low.drifts = self.decoder.grain_mid.drifts = True
 
-    def forward(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1], embeddings (B, E), strengths (B, 1) -> pictures."""
+    def fuse(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1], embeddings (B, E), strengths (B, 1) -> latents (B, C, h, w)."""
         with torch.no_grad():
             latents = self.vae.encode(images).latents
         fused = self.fusion(latents, embeds)
-        fused = latents + strength[:, :, None, None] * (fused - latents)
-        return self.decoder(fused, embeds, strength)
+        return latents + strength[:, :, None, None] * (fused - latents)
+
+    def forward(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
+        """As `fuse`, -> pictures."""
+        return self.decoder(self.fuse(images, embeds, strength), embeds, strength)
 
 
 def main() -> None:
