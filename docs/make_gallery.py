@@ -144,7 +144,7 @@ def structure_and_shading(pipe, inputs) -> Pictures:
     return {
         "photo": photo,
         "style": pipe(photo, prompt).images[0],
-        "structure=0.8": pipe(photo, prompt, structure=0.8).images[0],
+        "structure=0.3": pipe(photo, prompt, structure=0.3).images[0],
         "shading=0.9": pipe(photo, prompt, shading=0.9).images[0],
     }
 

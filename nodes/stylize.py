@@ -46,7 +46,7 @@ class StyleMambaStylize(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "structure", default=0.0, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider,
-                    tooltip="How much of the picture's own edges and fine detail is put back.",
+                    tooltip="How much of the picture's own edges and fine detail is put back, the finest first.",
                 ),
                 io.Float.Input(
                     "stroke_scale", default=1.0, min=0.25, max=4.0, step=0.05, display_mode=io.NumberDisplay.slider,

@@ -331,7 +331,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             prompts gives one result for each.
         style_image: a picture in place of a prompt, or mixed with it half and half.
         strength: 0 is the reconstruction by the autoencoder, 1 the style, up to 1.5 more than that.
-        structure: 0 to 1, how much of the picture's own edges and fine luminance is put back.
+        structure: 0 to 1, how much of the picture's own edges and fine light is put back, the finest first: all that is finer
+            than so much of a stroke.
         stroke_scale: size of the strokes, in parts of the picture, whatever its resolution; 2 doubles it.
         preserve_color: True or "luminance" keeps the picture's colours and takes only the luminance of the result;
             "palette" paints with the picture's colours, wherever the style wants them.

@@ -13,7 +13,7 @@ class Preset:
 PRESETS = {
     "photo": Preset(
         "a light style over a photo: its edges and its light stay",
-        {"strength": 0.7, "structure": 0.6, "shading": 0.4},
+        {"strength": 0.7, "structure": 0.4, "shading": 0.4},
     ),
     "sketch": Preset(
         "colours a line drawing: every line stays, the grounds between them are painted",
@@ -21,7 +21,7 @@ PRESETS = {
     ),
     "ui": Preset(
         "a screen or a page: text is found and stays legible, the rest keeps its edges",
-        {"strength": 0.8, "structure": 0.6, "protect_text": True},
+        {"strength": 0.8, "structure": 0.4, "protect_text": True},
     ),
     "cinematic": Preset(
         "the colours of the style and none of its texture, as a colourist would grade a film; also as a .cube table",
@@ -29,11 +29,11 @@ PRESETS = {
     ),
     "product": Preset(
         "another look for a product, under a mask: its shape and its light stay",
-        {"structure": 0.5, "shading": 0.6, "feather": 4.0},
+        {"structure": 0.3, "shading": 0.6, "feather": 4.0},
     ),
     "fashion": Preset(
         "a new fabric for a garment, under a mask: its folds and shadows stay",
-        {"structure": 0.15, "shading": 0.9, "feather": 4.0},
+        {"structure": 0.1, "shading": 0.9, "feather": 4.0},
     ),
 }
 

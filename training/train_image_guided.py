@@ -8,7 +8,8 @@ steers that it takes over as they are. Then all of it learns by the losses: cont
 style (means and deviations of its maps, in units of how much artworks differ in them), and two identities, of a photo in its
 own style and of an artwork in its own.
 
-PAIRS names the photos and artworks (teach_pairs.py made it). Runs again from OUT/state.pt if it is there; writes the pipeline
+PAIRS names the photos and artworks (`teach_pairs.py --list-only` makes it). With `--start` a trained model goes on from there, with
+the decoder that `tiny` has by now. Runs again from OUT/state.pt if it is there; writes the pipeline
 OUT/pipeline, in half precision, and a sheet of held-out photos in the styles of paintings that no training sees every few minutes.
 """
 
@@ -28,7 +29,7 @@ from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from train_stylizer import Pairs, at_view, statistics
+from train_stylizer import at_view, read_at_teacher_size, statistics
 
 from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SIZES, required=True)
     parser.add_argument("--tiny", type=Path, required=True, help="the bundled model")
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
+    parser.add_argument("--start", type=Path, help="pipeline of the same model and sizes")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: other sizes, or an ablation")
     parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
     parser.add_argument(
@@ -164,18 +166,22 @@ def main() -> None:
     tiny = Imitated(args.tiny).to(device, memory_format=torch.channels_last)
     kind, pipeline = MODELS[args.model]
     model = kind(**{**SIZES[args.model], "styled_decoder": tiny.options(), **args.config})
-    model.decoder.load_state_dict(tiny.decoder.state_dict())
+    start = model if args.start is None else pipeline.from_pretrained(args.start).model
+    rest = {name: p for name, p in start.state_dict().items() if not name.startswith("decoder.")}
+    model.load_state_dict(rest | {f"decoder.{name}": p for name, p in tiny.decoder.state_dict().items()})
     model.style_tower.load_state_dict(tiny.tower.state_dict())
     model.style_tower.requires_grad_(False).eval()
     model.decoder.grain_low.drifts = model.decoder.grain_mid.drifts = True
     model = model.to(device, memory_format=torch.channels_last)
     options = {"shuffles": args.shuffles} if args.model == "mamba-st" else {}
 
-    pairs = Pairs(args.data, args.pairs)
-    artworks = {
-        art: read(args.data / art, STYLE_SIDE) for art in sorted({row["artwork"] for row in pairs.rows})
+    lines = (args.pairs / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    contents = {
+        file: read_at_teacher_size(args.data / file) for file in sorted({pair["photo"] for pair in pairs})
     }
-    usable = [i for i in range(len(pairs.rows)) if min(pairs.targets[i].shape[-2:]) > args.crop]
+    artworks = {art: read(args.data / art, STYLE_SIDE) for art in sorted({pair["artwork"] for pair in pairs})}
+    usable = [pair for pair in pairs if min(contents[pair["photo"]].shape[-2:]) > args.crop]
     vgg, _ = load_teacher(args.vgg)
     some = random.Random(0).sample(sorted(artworks), min(40, len(artworks)))
 
@@ -216,8 +222,9 @@ def main() -> None:
         rng = random.Random(f"{args.seed} {step}")
         torch.manual_seed(rng.randrange(2**31))  # of the shuffles
         chosen = rng.choices(usable, k=args.batch)
-        names = [pairs.rows[i]["artwork"] for i in chosen]
-        photos = [pairs.crop(i, args.crop, rng)[0] for i in chosen]
+        names = [pair["artwork"] for pair in chosen]
+        photos = [crop(contents[pair["photo"]], args.crop, rng) for pair in chosen]
+        photos = [photo.flip(-1) if rng.random() < 0.5 else photo for photo in photos]
         styles = [crop(artworks[name], STYLE_CROP, rng) for name in names]
         photos, styles = (
             torch.stack(side).to(device).float().div_(255).contiguous(memory_format=torch.channels_last)

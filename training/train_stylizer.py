@@ -68,8 +68,8 @@ class Pairs:
         self.photos: dict[str, Tensor] = {}
         for row in self.rows:
             if row["photo"] not in self.photos:
-                self.photos[row["photo"]] = _read_at_teacher_size(data / row["photo"])
-        self.targets = [_read_at_teacher_size(folder / row["file"]) for row in self.rows]
+                self.photos[row["photo"]] = read_at_teacher_size(data / row["photo"])
+        self.targets = [read_at_teacher_size(folder / row["file"]) for row in self.rows]
 
     def crop(self, index: int, size: int, rng: random.Random) -> tuple[Tensor, Tensor]:
         photo, target = self.photos[self.rows[index]["photo"]], self.targets[index]
@@ -80,7 +80,7 @@ class Pairs:
         return tuple(image.flip(-1) for image in pair) if rng.random() < 0.5 else tuple(pair)
 
 
-def _read_at_teacher_size(file: Path) -> Tensor:
+def read_at_teacher_size(file: Path) -> Tensor:
     with Image.open(file) as image:
         width, height = image.size
     scale = LONG_SIDE / max(width, height)

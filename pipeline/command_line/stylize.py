@@ -113,7 +113,7 @@ def stylize(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="How much of the picture's own edges is put back.",
+            help="How much of the picture's own edges is put back, the finest first.",
             show_default="0",
             rich_help_panel=_KEEP,
         ),
