@@ -41,10 +41,21 @@ class ImageGuidedModel:
         height, width = content.shape[-2:]
         features = self.encode_content(content)
         fused = self.fuse(features, self.encode_style(style), **fuse_options)
+        return self.decode_between(features, fused, strength)[..., :height, :width]
+
+    def decode_between(self, features: Tensor, fused: Tensor, strength: float | Tensor) -> Tensor:
+        """Features (B, C, h, w) before and behind the style -> pictures (B, 3, h * patch, w * patch).
+
+        With a styled decoder the pictures of both are mixed: statistics halfway may be those of a third style.
+        """
         # Under autocast they may differ in precision.
         strength = torch.as_tensor(strength, dtype=features.dtype, device=features.device)
-        mixed = torch.lerp(features, fused.to(features.dtype), strength)
-        return self.decode(mixed)[..., :height, :width]
+        if self.config.styled_decoder is None:
+            return self.decode(torch.lerp(features, fused.to(features.dtype), strength))
+        if (strength == 0).all() or (strength == 1).all():
+            return self.decode(fused if strength.any() else features)
+        plain, painted = self.decode(features), self.decode(fused)
+        return torch.lerp(plain, painted, strength.to(plain.dtype))
 
     def whole_patches(self, images: Tensor) -> Tensor:
         """Pictures padded to whole patches, the channels of a pixel side by side: most layers are faster on those.

@@ -177,7 +177,7 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
                     features = self.encode_content(resize(rgb, painted_at))  # (B, C, h, w)
                     styles = self.encode_style(mixtures[style], painted_at)
                     fused = self.fuse(features, styles, shuffles, generator)  # (B, C, h, w)
-                    strokes = self.decode(torch.lerp(features, fused, strength))  # (B, 3, H', W')
+                    strokes = self.model.decode_between(features, fused, strength).float()  # (B, 3, H', W')
                     self._require_finite(strokes)
                     strokes = strokes[..., : painted_at[0], : painted_at[1]].clamp(0, 1)
                     painted = strokes if painted is None else add_fine_strokes(painted, strokes)

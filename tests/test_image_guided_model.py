@@ -71,6 +71,14 @@ class TestStyledDecoder:
             assert torch.equal(model(content, one, strength=0.0), model(content, other, strength=0.0))
             assert (model(content, one) - model(content, other)).abs().mean() > 1e-3
 
+    @pytest.mark.parametrize("strength", [0.3, 1.4, torch.tensor([0.5, 1.0]).view(2, 1, 1, 1)])
+    def test_between_the_pictures_are_mixed(self, model, strength):
+        content, style = torch.rand(2, 3, 30, 21), torch.rand(1, 3, 64, 64)
+        awake(model)
+        with torch.no_grad():
+            plain, painted, mixed = (model(content, style, strength=s) for s in (0.0, 1.0, strength))
+        torch.testing.assert_close(mixed, (1 - strength) * plain + strength * painted, atol=1e-5, rtol=1e-4)
+
     def test_what_is_carried_comes_back(self, model):
         features, signature = torch.randn(2, 8, 4, 4), torch.randn(2, 18)
         tokens, amount, back = model.uncarry(model.carry(features, signature))
