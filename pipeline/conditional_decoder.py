@@ -120,7 +120,7 @@ class FineLight(nn.Module):
 
     def forward(self, picture: Tensor, latents: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
         """picture: (B, 3, f*h, f*w) in [0, 1]."""
-        painted = luminance(picture)
+        painted = luminance(picture.float())
         missing = self.own(latents) - (painted - blur(painted, FINEST))  # (B, 1, f*h, f*w)
         amount = (strength * self.to_amount(code).sigmoid())[:, :, None, None]  # (B, 1, 1, 1)
         return torch.addcmul(picture, amount.to(picture.dtype), missing.to(picture.dtype))

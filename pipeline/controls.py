@@ -131,13 +131,18 @@ def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian, over one channel (B, 1, H, W), the border repeated."""
+    """Gaussian over (B, C, H, W), the border repeated. A sum of shifted pictures: with few channels a convolution takes up to
+    thirty times as long on a CPU."""
     radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    rows = F.conv2d(F.pad(image, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    return F.conv2d(F.pad(rows, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
+    taps = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(radius + 1)]
+    whole = taps[0] + 2 * sum(taps[1:])
+    for axis, margin in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        padded, length = F.pad(image, margin, mode="replicate"), image.shape[axis]
+        image = padded.narrow(axis, radius, length) * (taps[0] / whole)
+        for i, tap in enumerate(taps[1:], 1):
+            for begin in (radius - i, radius + i):
+                image.add_(padded.narrow(axis, begin, length), alpha=tap / whole)
+    return image
 
 
 def _covariance(centred: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def surface(picture: Tensor, kind: str) -> Tensor:
         case "flatter":
             return flatten(flatten(picture, 0.4 * spread), 0.8 * spread)
         case "soft":
-            return blur(picture.transpose(0, 1), 2.0).transpose(0, 1)  # channel by channel
+            return blur(picture, 2.0)
 
 
 def finish(picture: Tensor, artwork: Tensor, way: tuple[str, str]) -> Tensor:
