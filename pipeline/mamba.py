@@ -165,7 +165,8 @@ class MambaMixer(nn.Module):
         if conv == "causal":
             self.conv = CausalConv(d_inner, d_inner, d_conv, groups=d_inner)
         else:
-            self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
+            # Not zeros, of which a style can make a frame around the picture.
+            self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, padding_mode="replicate", groups=d_inner)
         if ssm == "mamba":
             self.dt_rank = dt_rank = dt_rank or math.ceil(d_model / 16)
             self.x_proj = nn.Parameter(torch.empty(paths, dt_rank + 2 * d_state, d_inner))

@@ -39,7 +39,8 @@ def written_out(m, x, height, width):
             )
         else:
             image = x.transpose(1, 2).reshape(len(x), -1, height, width)
-            image = F.conv2d(image, m.conv.weight, m.conv.bias, padding=1, groups=m.d_inner)
+            image = F.pad(image, (1, 1, 1, 1), mode="replicate")
+            image = F.conv2d(image, m.conv.weight, m.conv.bias, groups=m.d_inner)
             u = image.flatten(2).transpose(1, 2)[:, orders[k]]
         u = u * torch.sigmoid(u)  # (B, L, D)
         if m.ssm == "mamba":
@@ -216,6 +217,15 @@ def test_raster_is_causal_and_bidirectional_is_not():
     plain, both = mixer(), mixer(scan_order="bidirectional")
     assert torch.equal(plain(x, 3, 4)[:, :7], plain(changed, 3, 4)[:, :7])
     assert not torch.isclose(both(x, 3, 4)[:, 0], both(changed, 3, 4)[:, 0]).all()
+
+
+@each_ssm
+def test_a_flat_picture_gets_no_frame(ssm):
+    """Along the border the spatial convolution meets what is within, so with no memory all tokens stay alike."""
+    m = mixer(conv="spatial", ssm=ssm)
+    m.x_proj.data[:, -m.d_state :] = 0  # nothing is read from the state
+    tokens = m(torch.randn(1, 1, 8).expand(1, 30, 8), 5, 6)
+    torch.testing.assert_close(tokens, tokens[:, :1].expand_as(tokens))
 
 
 def test_paths_that_only_pass_on_add_up_in_place():
