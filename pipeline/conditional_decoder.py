@@ -119,11 +119,11 @@ class FineLight(nn.Module):
         return self.read(latents)
 
     def forward(self, picture: Tensor, latents: Tensor, code: Tensor, strength: float | Tensor) -> Tensor:
-        """picture: (B, 3, f*h, f*w) in [0, 1]."""
+        """picture: (B, 3, f*h, f*w) in [0, 1] -> what to add to each of its channels, (B, 1, f*h, f*w)."""
         painted = luminance(picture.float())
-        missing = self.own(latents) - (painted - blur(painted, FINEST))  # (B, 1, f*h, f*w)
+        missing = self.own(latents) - painted + blur(painted, FINEST)  # (B, 1, f*h, f*w)
         amount = (strength * self.to_amount(code).sigmoid())[:, :, None, None]  # (B, 1, 1, 1)
-        return torch.addcmul(picture, amount.to(picture.dtype), missing.to(picture.dtype))
+        return (amount * missing).to(picture.dtype)
 
 
 class ConditionalDecoder(ModelMixin, ConfigMixin):
@@ -224,8 +224,8 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
         margin = (x.shape[-1] - f * z.shape[-1]) // 2
         x = x[..., margin : margin + height * f, margin : margin + width * f]  # (B, 3, f*h, f*w)
         if self.fine_light is not None:
-            x = self.fine_light(x, latents, code, strength)
-        return x * 2 - 1
+            x = x.add_(self.fine_light(x, latents, code, strength))
+        return x.mul_(2).sub_(1)
 
 
 def _conv_at_twice(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -38,7 +38,7 @@ def check_controls(preserve_color: bool | str, **numbers: float) -> None:
 
 def luminance(rgb: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W)."""
-    return (rgb * rgb.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+    return torch.einsum("bchw,c->bhw", rgb, rgb.new_tensor(_LUMA))[:, None]
 
 
 def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
