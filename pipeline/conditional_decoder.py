@@ -98,8 +98,8 @@ class Grain(nn.Module):
 class FineLight(nn.Module):
     """Puts the photo's own finest light in the place of what was painted so fine, as much of it as a style asks for.
 
-    What makes a face legible is a few pixels wide, less than a stroke. `own` reads it from the latent, which the style's
-    statistics have not touched.
+    What makes a face legible is a few pixels wide, less than a stroke. `own` reads it from the latent, before any layer
+    has given it the statistics of the style.
     """
 
     def __init__(self, latent_channels: int, code_dim: int, scale: int, width: int = 32) -> None:

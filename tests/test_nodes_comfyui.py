@@ -1066,6 +1066,19 @@ class TestPaintingDecoder:
         if CHECKOUT:
             torch.testing.assert_close(vae.decode(fused["samples"]), decoded, atol=1e-5, rtol=1e-5)
 
+    def test_fuses_and_decodes_halfway(self, painting, photo):
+        """Latents are all that Fuse can mix and Decode can see, so here and only here they are mixed twice."""
+        pipe, settings = painting.pipe, {"model": painting, "prompt": "stained glass", "strength": 0.5}
+        with torch.no_grad():
+            latents, embeds = pipe.encode_image(photo), pipe.encode_prompt("stained glass")
+            halfway = pipe.fuse(latents, embeds, 0.5)
+            plain, painted = pipe.decode(halfway, embeds, 0.0), pipe.decode(halfway, embeds)
+        samples = {"samples": pipe.vae.encode(photo * 2 - 1).latents.detach()}
+        fused, _ = run("Fuse", samples=samples, **settings)
+        decoded, _ = run("Decode", samples=fused, width=0, height=0, **settings)
+        wanted = ((plain + painted) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(decoded, wanted, atol=1e-4, rtol=1e-4)
+
     def test_paints_in_the_style_of_a_picture(self, painting, image, photo):
         (style,) = run("StyleFromImage", model=painting, image=1 - image)
         result, _ = run("Stylize", image=image.repeat(2, 1, 1, 1), model=painting, style=style, **STYLIZE)

@@ -75,7 +75,7 @@ ARTWORKS = 4  # of each label, that stand for style images
 
 
 class LabelDistance:
-    """Squared distances of VGG16's statistics to all labels, as `StyleJudge` measures them, with gradients."""
+    """Squared distances of a network's statistics to all labels, as `StyleJudge` measures them, with gradients."""
 
     def __init__(self, judge: StyleJudge) -> None:
         self.names = judge.names

