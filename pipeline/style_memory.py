@@ -22,12 +22,12 @@ class StyleMemory(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, num_styles: int, embed_dim: int, temperature: float = 0.05) -> None:
+    def __init__(self, num_styles: int, embed_dim: int, temperature: float = 0.03) -> None:
         super().__init__()
         self.register_buffer("styles", torch.zeros(num_styles, embed_dim))
 
     @classmethod
-    def of(cls, styles: Tensor, temperature: float = 0.05) -> "StyleMemory":
+    def of(cls, styles: Tensor, temperature: float = 0.03) -> "StyleMemory":
         """styles: (N, E), one embedding for each."""
         memory = cls(*styles.shape, temperature)
         memory.styles.copy_(F.normalize(styles, dim=-1))

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, SiglipTextModel
 
 from stylemamba import SiglipEncoder
+from stylemamba.pipeline.style_memory import StyleMemory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
@@ -130,6 +131,13 @@ class TestSpace:
         assert before[1] > 0.7 and after[1].abs() < 0.05
         assert after[0] - after[1] > 0.6 > before[0] - before[1]
 
+    def test_of_another_tower_is_found_from_sentences_that_both_have_read(self):
+        sentences, other = torch.randn(400, 24) + 3, torch.randn(24, 12)
+        embeds = F.normalize((sentences - 3) @ other, dim=-1)
+        space = training.Space.like(sentences[:300], embeds[:300])
+        assert (space(sentences[300:]) * embeds[300:]).sum(-1).mean() > 0.98
+        assert (space(sentences[300:]) * embeds[300:].roll(1, 0)).sum(-1).mean().abs() < 0.2
+
     def test_survives_the_disk(self, tmp_path):
         space = training.Space(torch.randn(8), torch.randn(8, 4))
         space.save(tmp_path / "space.safetensors")
@@ -192,6 +200,33 @@ class TestTower:
         assert sum(resumed) < 0.6 * sum(losses[:5])
         assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 155
 
+    def test_spoken_texts_find_their_label_among_all(self, tokenizer, tmp_path):
+        places = F.normalize(torch.randn(4, 32), dim=-1)
+        texts = ["red woodcut", "golden fresco", "blue mosaic", "green stained glass"]
+        spoken = training.Spoken(texts, [2, 0, 3, 1], places)
+        rows = training.Lesson(["oil painting"], places[:1])
+        tower = new_tower(tokenizer)
+        training.train(
+            tower, tokenizer, rows, tmp_path, minutes=60, lr=3e-3, batch=8, spoken=spoken, max_steps=80
+        )
+        likeness = training.embed_texts(tower, tokenizer, texts) @ places.T
+        assert likeness.argmax(1).tolist() == [2, 0, 3, 1]
+
+    def test_a_batch_of_spoken_texts_gives_each_its_label_and_joins_some_of_one_label(self):
+        texts, labels = ["one two", "three four", "five six"], [0, 1, 1]
+        spoken = training.Spoken(texts, labels, torch.eye(2))
+        drawn, numbers = spoken.batch(300, random.Random(0))
+        of_label = [{"one", "two"}, {"three", "four", "five", "six"}]
+        for text, number in zip(drawn, numbers.tolist(), strict=True):
+            assert set(text.replace(",", "").split()) <= of_label[number]
+        assert sum("," in text for text in drawn) > 20 and set(numbers.tolist()) == {0, 1}
+        # -log softmax of (1, 0) / T, with a tenth of the likelihood spread over the two
+        p = torch.tensor([1.0, 0.0]) / training.TEMPERATURE
+        right, wrong = -p.log_softmax(0)
+        torch.testing.assert_close(
+            spoken.loss(torch.tensor([[1.0, 0.0]]), torch.tensor([0])), 0.95 * right + 0.05 * wrong
+        )
+
     def test_a_wording_belongs_half_way_to_its_style_alone(self):
         vectors = {"a cat in mosaic": torch.tensor([0.0, 1.0]), "mosaic": torch.tensor([1.0, 0.0])}
         rows = training.lesson([Wording("mosaic", "mosaic"), Wording("a cat in mosaic", "mosaic")], vectors)
@@ -204,24 +239,37 @@ class TestTower:
         assert all(set(t.replace(",", "").split()) <= set(text.replace(",", "").split()) for t in texts)
 
 
-def test_one_command_writes_the_space_the_captions_and_a_tower_that_the_package_reads(
-    tmp_path, monkeypatch, capsys
-):
-    data, out, held_out = tmp_path / "data", tmp_path / "out", tmp_path / "held_out.json"
-    data.mkdir()
+@pytest.fixture
+def data(tmp_path):
+    """A manifest of two styles and a photo, and a file of what is held out."""
     rows = [
         {"kind": "style", "label": "monet", "captions": ["water lilies", "soft light on water"]},
         {"kind": "style", "label": "mosaic", "captions": ["small stones", "tiles in cement"]},
         {"kind": "content", "label": "cat", "captions": ["a photo of a cat"]},
     ]
-    (data / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    held_out.write_text(json.dumps({"captions": ["water lilies"]}))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "held_out.json").write_text(json.dumps({"captions": ["water lilies"]}))
+    return folder
+
+
+def run(monkeypatch, data, out, *more):
+    encoder = sentence_encoder(out.parent / "bert")
     monkeypatch.setattr(
         sys, "argv",
-        ["train_text_tower.py", str(data), str(out), "--sentence-encoder", str(sentence_encoder(tmp_path / "bert")),
-         "--minutes", "0.02", "--styles", "60", "--sentences", "20", "--space-styles", "200", "--tokens", "1600", "--batch", "8", "--held-out", str(held_out)],
+        ["train_text_tower.py", str(data), str(out), "--sentence-encoder", str(encoder), "--minutes", "0.02", "--styles", "60",
+         "--sentences", "20", "--space-styles", "200", "--tokens", "1600", "--batch", "8", "--held-out",
+         str(data / "held_out.json"), *more],
     )  # fmt: skip
     training.main()
+
+
+def test_one_command_writes_the_space_the_captions_and_a_tower_that_the_package_reads(
+    tmp_path, data, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    run(monkeypatch, data, out)
     captions = torch.load(out / "captions.pt", weights_only=True)
     assert {"monet", "mosaic", "water lilies", "a photo of a cat"} <= set(captions)
     torch.testing.assert_close(captions["water lilies"].norm(), torch.tensor(1.0))
@@ -232,3 +280,19 @@ def test_one_command_writes_the_space_the_captions_and_a_tower_that_the_package_
     encoder = SiglipEncoder(tower.float(), AutoTokenizer.from_pretrained(out / "tower" / "tokenizer"))
     assert encoder.embed_texts(["a cat in stained glass"]).shape == (1, training.WIDTH)
     assert "1 held-out texts" in capsys.readouterr().out
+
+
+def test_another_tower_goes_on_in_the_space_and_with_the_styles_of_a_pipeline(tmp_path, data, monkeypatch):
+    run(monkeypatch, data, tmp_path / "first")
+    tower = tmp_path / "first" / "tower"
+    styles = F.normalize(torch.randn(2, training.WIDTH), dim=-1)
+    StyleMemory.of(styles).save_pretrained(tower / "style_memory")
+    seen = {}
+    monkeypatch.setattr(training, "train", lambda *args, spoken, **options: seen.update(spoken=spoken))
+    run(monkeypatch, data, tmp_path / "second", "--start", str(tower))
+    torch.testing.assert_close(seen["spoken"].places, styles)
+    assert seen["spoken"].labels[seen["spoken"].texts.index("tiles in cement")] == 1
+    assert "water lilies" not in seen["spoken"].texts
+    spaces = [training.Space.load(tmp_path / run / "space.safetensors") for run in ("first", "second")]
+    assert spaces[1].projection.shape == spaces[0].projection.shape
+    assert not torch.allclose(spaces[1].projection, spaces[0].projection)

@@ -5,7 +5,10 @@
 The space is a linear map of a sentence encoder's vectors that keeps what names a style and lets go of how it is worded
 and of the subject. The tower, a small SigLIP text model with its own tokenizer, learns to put wordings of styles
 (style_corpus.py) where the sentence encoder and the map put them, and what people say who mean a style without naming it
-(style_descriptions.json) where the style is. The sentence encoder is not needed afterwards.
+(style_descriptions.json) where the style is, nearer to it than to any other. The sentence encoder is not needed afterwards.
+
+With --start PIPELINE the tower of a pipeline that pictures were trained with is replaced: its space and the styles of its memory
+stay where they are, and other words find them.
 
 OUT gets, in this order: space.safetensors (`mean` and `projection`), captions.pt (every caption and label of DATA's
 manifest with its vector), sentences/ (a cache), and tower/ with text_encoder/ and tokenizer/. Runs again from
@@ -23,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import style_wordings
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -37,8 +41,12 @@ from transformers import (
     SiglipTextModel,
 )
 
+from stylemamba.pipeline.style_memory import StyleMemory
+
 REPOSITORY = Path(__file__).parent.parent
 WIDTH = 192  # of the space, and of the tower
+TEMPERATURE = 0.05  # of the cosines to all styles: wider than in `StyleMemory`, so that a label wins clearly
+LABEL_WEIGHT = 0.2  # of the likelihood of a text's label, beside `distance`
 LENGTH = 32  # tokens a prompt may have
 DESCRIPTIONS = Path(__file__).with_name(
     "style_descriptions.json"
@@ -48,10 +56,11 @@ DESCRIPTIONS = Path(__file__).with_name(
 class SentenceEncoder:
     """A BERT whose sentence vector is the mean over its tokens, at unit length."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bfloat16: bool = False) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        # bfloat16 is three times as fast on a CPU that has it, at a cosine of 0.9999 to float32.
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        # Three times as fast on a CPU that has it, at a cosine of 0.9999 to float32, and slower on others.
+        dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.model = AutoModel.from_pretrained(folder, dtype=dtype).eval()
 
     def words(self) -> list[str]:
         """The whole words it knows."""
@@ -116,6 +125,14 @@ class Space:
         shrink = vectors * (values + 0.5 * values.mean()) ** -0.25 @ vectors.T
         _, directions = torch.linalg.eigh(shrink @ between @ shrink)  # ascending
         return cls(mean, shrink @ directions[:, -width:])
+
+    @classmethod
+    def like(cls, sentences: Tensor, embeds: Tensor) -> "Space":
+        """The space where these sentences (N, D) have these embeddings (N, E), as nearly as a linear map can put them."""
+        mean = sentences.mean(0)
+        centred = sentences - mean
+        ridge = 1e-3 * centred.square().sum(0).mean() * torch.eye(centred.shape[1])
+        return cls(mean, torch.linalg.solve(centred.T @ centred + ridge, centred.T @ embeds))
 
     @classmethod
     def load(cls, file: Path) -> "Space":
@@ -228,7 +245,7 @@ def embed_texts(tower: SiglipTextModel, tokenizer: PreTrainedTokenizerFast, text
 
 
 def perturbed(text: str, rng: random.Random) -> str:
-    """Now and then in another order or without one of its words: a prompt is rarely worded as we would word it."""
+    """Now and then in another order or without some of its words: a prompt is rarely worded as we would word it."""
     words = text.split()
     chance = rng.random()
     if chance < 0.1:
@@ -237,8 +254,9 @@ def perturbed(text: str, rng: random.Random) -> str:
         parts = text.split(", ")
         rng.shuffle(parts)
         words = [", ".join(parts)]
-    elif chance < 0.3 and len(words) > 3:
-        del words[rng.randrange(len(words))]
+    elif chance < 0.5 and len(words) > 3:
+        for _ in range(rng.randint(1, len(words) // 3)):
+            del words[rng.randrange(len(words))]
     return " ".join(words)
 
 
@@ -248,15 +266,39 @@ def distance(result: Tensor, target: Tensor) -> Tensor:
 
 
 class Lesson:
-    """Texts and where they belong; the first `certain` ones, which matter most, make up a third of every batch."""
+    """Texts and where they belong (N, E); the first `certain` ones, which matter most, make up half of every batch."""
 
     def __init__(self, texts: list[str], targets: Tensor, certain: int = 0) -> None:
         self.texts, self.targets, self.certain = texts, targets, certain
 
     def batch(self, size: int, rng: random.Random) -> tuple[list[str], Tensor]:
-        rows = [rng.randrange(self.certain) for _ in range(size // 3 if self.certain else 0)]
+        rows = [rng.randrange(self.certain) for _ in range(size // 2 if self.certain else 0)]
         rows += [rng.randrange(len(self.texts)) for _ in range(size - len(rows))]
         return [perturbed(self.texts[row], rng) for row in rows], self.targets[rows]
+
+
+class Spoken:
+    """Texts that mean a label, given as the number of its place among `places` (L, E)."""
+
+    def __init__(self, texts: list[str], labels: list[int], places: Tensor) -> None:
+        self.texts, self.labels, self.places = texts, labels, places
+        self.of_label = [[] for _ in places]
+        for text, label in zip(texts, labels, strict=True):
+            self.of_label[label].append(text)
+
+    def batch(self, size: int, rng: random.Random) -> tuple[list[str], Tensor]:
+        """Now and then two texts of one label in a row: a prompt may be a list."""
+        rows = [rng.randrange(len(self.texts)) for _ in range(size)]
+        labels = [self.labels[row] for row in rows]
+        texts = [self.texts[row] for row in rows]
+        for i, label in enumerate(labels):
+            if rng.random() < 0.15:
+                texts[i] += ", " + rng.choice(self.of_label[label])
+        return [perturbed(text, rng) for text in texts], torch.tensor(labels)
+
+    def loss(self, result: Tensor, labels: Tensor) -> Tensor:
+        """How unlikely the labels are, of unit vectors (N, E), if the nearest is the likeliest."""
+        return F.cross_entropy(result @ self.places.T / TEMPERATURE, labels, label_smoothing=0.1)
 
 
 def lesson(wordings: Sequence[Wording], vectors: dict[str, Tensor], certain: int = 0) -> Lesson:
@@ -275,10 +317,12 @@ def train(
     lr: float = 1e-3,
     batch: int = 128,
     seed: int = 0,
+    bfloat16: bool = False,
+    spoken: Spoken | None = None,
     held_out: Lesson | None = None,
     max_steps: int | None = None,
 ) -> list[float]:
-    """Trains for the time that is left of `minutes`; -> the loss of every step of this run.
+    """Trains for the time that is left of `minutes`; -> the loss of every step of this run. `spoken` adds half a batch to each.
 
     The first third of the time goes to the words and the last layer alone: many cheap steps.
     """
@@ -300,15 +344,22 @@ def train(
         }
         torch.save(state, state_file)
 
-    begin, saved, losses = time.monotonic() - spent, spent, []
+    begin, saved, losses, warm = time.monotonic() - spent, spent, [], {False: 0, True: 0}
     while (spent := time.monotonic() - begin) < 60 * minutes and len(losses) != max_steps:
         rate = 0.5 + 0.5 * math.cos(math.pi * spent / (60 * minutes))  # over the time budget
+        whole = spent > 60 * minutes / 3
+        warm[whole] += 1  # a warm-up, and another one for the layers that join
         for group in optimizer.param_groups:
-            group["lr"] = lr * max(0.01, rate) * min(1, (step + 1) / 200)
-        texts, targets = rows.batch(batch, random.Random(f"{seed} {step}"))
-        with torch.autocast("cpu", torch.bfloat16):
-            result = last_position(tower, token_ids(tokenizer, texts), whole=spent > 60 * minutes / 3)
-        loss = distance(F.normalize(result.float(), dim=-1), targets)
+            group["lr"] = lr * max(0.01, rate) * min(1, warm[whole] / 200)
+        rng = random.Random(f"{seed} {step}")
+        texts, targets = rows.batch(batch, rng)
+        said, labels = spoken.batch(batch // 2, rng) if spoken else ([], None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            result = last_position(tower, token_ids(tokenizer, texts + said), whole)
+        result = F.normalize(result.float(), dim=-1)
+        loss = distance(result[:batch], targets)
+        if spoken:
+            loss = loss + LABEL_WEIGHT * spoken.loss(result[batch:], labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1)
@@ -379,6 +430,12 @@ def read_captions(manifest: Path) -> tuple[dict[str, list[str]], dict[str, list[
     return styles, photos
 
 
+def trained_labels(manifest: Path) -> list[str]:
+    """Those with artworks to train with, in the order of the memory's styles."""
+    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    return list(dict.fromkeys(row["label"] for row in rows if row["kind"] == "style"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -386,11 +443,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sentence-encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--start", type=Path, help="a pipeline whose space and styles stay")
     parser.add_argument("--minutes", type=float, default=15, help="of training, all runs together")
     parser.add_argument("--styles", type=int, default=50000, help="of the grammar, each in three wordings")
     parser.add_argument("--sentences", type=int, default=20000, help="of the grammar besides them")
     parser.add_argument("--space-styles", type=int, default=6000, help="that the space is fitted to")
-    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--tokens", type=int, default=20000)
     parser.add_argument(
         "--held-out",
         type=Path,
@@ -400,13 +458,14 @@ def main() -> None:
     )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--bfloat16", action="store_true", help="where the machine has it")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     cache = args.out / "sentences"
-    sentences = SentenceEncoder(args.sentence_encoder)
+    sentences = SentenceEncoder(args.sentence_encoder, args.bfloat16)
     styles, photos = read_captions(args.data / "manifest.jsonl")
     held_out = held_out_strings(*args.held_out)
 
@@ -417,7 +476,13 @@ def main() -> None:
         grammar = StyleCorpus(read_vocabulary(), words=sentences.words())
         wordings = grammar.wordings(args.space_styles, 3, args.seed)
         vectors = sentences.embed_cached([w.text for w in wordings], cache)
-        Space.fit(wordings, vectors).save(space_file)
+        if args.start is None:
+            space = Space.fit(wordings, vectors)
+        else:
+            tower = SiglipTextModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(args.start / "tokenizer")
+            space = Space.like(vectors, embed_texts(tower, tokenizer, [w.text for w in wordings]))
+        space.save(space_file)
     space = Space.load(space_file)
     known = dict.fromkeys(
         [*styles, *photos, *(c for texts in [*styles.values(), *photos.values()] for c in texts)]
@@ -428,16 +493,25 @@ def main() -> None:
 
     # Labels are names that a prompt may well be, and are learned like captions.
     reserved = {text.casefold() for text in held_out}
-    places = places_of(styles, reserved, vectors)
+    if args.start is None:
+        places = places_of(styles, reserved, vectors)
+    else:
+        memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
+        places = dict(zip(trained_labels(args.data / "manifest.jsonl"), memory.styles, strict=True))
     described = {
         label: [text for text in texts if text.casefold() not in reserved]
         for label, texts in json.loads(DESCRIPTIONS.read_text(encoding="utf-8")).items()
-        if label in styles
+        if label in places
     }
     kept_back = {label: texts[-2:] for label, texts in described.items()}
-    spoken = [(text, places[label]) for label, texts in described.items() for text in texts[:-2]]
+    numbers = {label: number for number, label in enumerate(places)}
+    said = [(text, numbers[label]) for label, texts in described.items() for text in texts[:-2]]
     captions = [*styles, *(c for texts in styles.values() for c in texts)]
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
+    for label, number in numbers.items():
+        texts = style_wordings.wordings(label, corpus.allowed(styles[label]))
+        said += [(text, number) for text in corpus.allowed(texts)]
+    spoken = Spoken(*map(list, zip(*said, strict=True)), torch.stack(list(places.values())))
     rows = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
     rows += [Wording(c, "a photo") for texts in photos.values() for c in corpus.allowed(texts)]
     certain = len(rows)
@@ -449,30 +523,23 @@ def main() -> None:
     extra = list(dict.fromkeys(text for w in unseen for text in (w.text, w.style)))
     vectors |= dict(zip(extra, space(sentences.embed_cached(extra, cache)), strict=True))
     vectors |= dict(zip(texts, space(sentences.embed_cached(texts, cache)), strict=True))
-    said = list(dict.fromkeys(text for w in sayings for text in (w.text, w.style) if text not in vectors))
-    vectors |= dict(zip(said, space(sentences.embed_cached(said, cache)), strict=True))
+    asked = list(dict.fromkeys(text for w in sayings for text in (w.text, w.style) if text not in vectors))
+    vectors |= dict(zip(asked, space(sentences.embed_cached(asked, cache)), strict=True))
     rows += sayings
-    texts += said
+    texts += asked
     print(f"{len(texts)} texts embedded after {time.process_time():.0f} s", flush=True)
 
     tokenizer_folder = args.out / "tower" / "tokenizer"
     if tokenizer_folder.exists():  # the state to resume from was trained with it
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     else:
-        tokenizer = train_tokenizer([*texts, *(text for text, _ in spoken)], args.tokens)
+        tokenizer = train_tokenizer([*texts, *spoken.texts, *sentences.words()], args.tokens)
         tokenizer.save_pretrained(tokenizer_folder)
     pieces = [piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache)))
-    written = lesson(rows, vectors, certain)
-    if spoken:
-        texts, targets = zip(*spoken, strict=True)
-        written = Lesson(
-            [*texts, *written.texts],
-            torch.cat([torch.stack(targets), written.targets]),
-            certain + len(spoken),
-        )
     train(
-        tower, tokenizer, written, args.out, args.minutes, args.lr, args.batch, args.seed, held_out=lesson(unseen, vectors)
+        tower, tokenizer, lesson(rows, vectors, certain), args.out, args.minutes, args.lr, args.batch, args.seed, args.bfloat16,
+        spoken=spoken, held_out=lesson(unseen, vectors),
     )  # fmt: skip
     asked = {
         label: [text for text in texts if text.casefold() in reserved] for label, texts in styles.items()
