@@ -239,6 +239,14 @@ class TestTower:
         assert all(set(t.replace(",", "").split()) <= set(text.replace(",", "").split()) for t in texts)
 
 
+def test_a_bare_name_belongs_to_the_label_that_is_the_bare_name():
+    labels = ["van gogh", "van gogh drawing", "van eyck"]
+    texts = ["in the style of Vincent van Gogh", "a drawing by Van Gogh", "reed pen with dots"]
+    assert training.without_bare_names(texts, "van gogh drawing", labels) == texts[1:]
+    assert training.without_bare_names(texts, "van gogh", labels) == texts
+    assert training.without_bare_names(texts, "van gogh drawing", labels[1:]) == texts
+
+
 @pytest.fixture
 def data(tmp_path):
     """A manifest of two styles and a photo, and a file of what is held out."""

@@ -430,6 +430,18 @@ def read_captions(manifest: Path) -> tuple[dict[str, list[str]], dict[str, list[
     return styles, photos
 
 
+def without_bare_names(texts: Sequence[str], label: str, labels: Iterable[str]) -> list[str]:
+    """What says only "van Gogh" means "van gogh", if that is a label, and not "van gogh drawing"."""
+    shorter = next((other for other in labels if label.startswith(f"{other} ")), None)
+    if shorter is None:
+        return list(texts)
+    more = label.removeprefix(shorter).split()
+    lower = [text.casefold() for text in texts]
+    return [
+        t for t, low in zip(texts, lower, strict=True) if shorter not in low or any(w in low for w in more)
+    ]
+
+
 def trained_labels(manifest: Path) -> list[str]:
     """Those with artworks to train with, in the order of the memory's styles."""
     rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
@@ -510,7 +522,8 @@ def main() -> None:
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
     for label, number in numbers.items():
         texts = style_wordings.wordings(label, corpus.allowed(styles[label]))
-        said += [(text, number) for text in corpus.allowed(texts)]
+        texts = without_bare_names(texts, label, numbers)
+        said += 2 * [(text, number) for text in corpus.allowed(texts)]  # most prompts are like these
     spoken = Spoken(*map(list, zip(*said, strict=True)), torch.stack(list(places.values())))
     rows = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
     rows += [Wording(c, "a photo") for texts in photos.values() for c in corpus.allowed(texts)]
