@@ -536,10 +536,10 @@ def main() -> None:
     extra = list(dict.fromkeys(text for w in unseen for text in (w.text, w.style)))
     vectors |= dict(zip(extra, space(sentences.embed_cached(extra, cache)), strict=True))
     vectors |= dict(zip(texts, space(sentences.embed_cached(texts, cache)), strict=True))
-    asked = list(dict.fromkeys(text for w in sayings for text in (w.text, w.style) if text not in vectors))
-    vectors |= dict(zip(asked, space(sentences.embed_cached(asked, cache)), strict=True))
+    more = list(dict.fromkeys(text for w in sayings for text in (w.text, w.style) if text not in vectors))
+    vectors |= dict(zip(more, space(sentences.embed_cached(more, cache)), strict=True))
     rows += sayings
-    texts += asked
+    texts += more
     print(f"{len(texts)} texts embedded after {time.process_time():.0f} s", flush=True)
 
     tokenizer_folder = args.out / "tower" / "tokenizer"
