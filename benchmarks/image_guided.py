@@ -323,7 +323,7 @@ def ablations(args: argparse.Namespace) -> None:
         command = [
             sys.executable, str(TRAINING.resolve()), *map(str, (args.data, args.out, folder)), "--model", model,
             "--tiny", str(args.tiny), "--vgg", str(args.vgg), "--config", json.dumps(SMALL | changed), "--steps",
-            str(args.steps), "--crop", "128", "--seed", str(args.seed), "--bfloat16", *options,
+            str(args.steps), "--crop", "128", "--seed", str(args.seed), *["--bfloat16"] * args.bfloat16, *options,
         ]  # fmt: skip
         print(name, flush=True)
         subprocess.run(command, check=True)
@@ -395,6 +395,7 @@ def main() -> None:
     command.add_argument("--alexnet", type=Path, required=True)
     command.add_argument("--tiny", type=Path, default=Path(__file__).parent.parent / "weights" / "tiny")
     command.add_argument("--steps", type=int, default=300)
+    command.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
     command.add_argument("--read", type=int, default=400, help="of the pairs")
     command.add_argument("--contents", type=int, default=4)
     command.add_argument("--styles", type=int, default=12)

@@ -448,6 +448,45 @@ def trained_labels(manifest: Path) -> list[str]:
     return list(dict.fromkeys(row["label"] for row in rows if row["kind"] == "style"))
 
 
+def read_descriptions(
+    labels: Iterable[str], reserved: set[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """-> {label: descriptions to read}, and the two of each that are kept back for the report."""
+    written = json.loads(DESCRIPTIONS.read_text(encoding="utf-8"))
+    texts = {
+        label: [text for text in written[label] if text.casefold() not in reserved]
+        for label in labels
+        if label in written
+    }
+    return {label: own[:-2] for label, own in texts.items()}, {
+        label: own[-2:] for label, own in texts.items()
+    }
+
+
+def space_of(wordings: Sequence[Wording], sentences: Tensor, start: Path | None) -> Space:
+    """A new space, or the one of the pipeline `start`; sentences (N, D) are of the wordings."""
+    if start is None:
+        return Space.fit(wordings, sentences)
+    tower = SiglipTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
+    return Space.like(sentences, embed_texts(tower, tokenizer, [wording.text for wording in wordings]))
+
+
+def spoken_of(
+    places: dict[str, Tensor],
+    described: dict[str, list[str]],
+    styles: dict[str, list[str]],
+    corpus: StyleCorpus,
+) -> Spoken:
+    """All that is said of a label: its descriptions, and twice its names and captions, which most prompts are like."""
+    said = []
+    for number, label in enumerate(places):
+        named = style_wordings.wordings(label, corpus.allowed(styles[label]))
+        named = corpus.allowed(without_bare_names(named, label, places))
+        said += [(text, number) for text in [*described.get(label, []), *named, *named]]
+    return Spoken(*map(list, zip(*said, strict=True)), torch.stack(list(places.values())))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -476,10 +515,11 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    cache = args.out / "sentences"
+    cache, manifest = args.out / "sentences", args.data / "manifest.jsonl"
     sentences = SentenceEncoder(args.sentence_encoder, args.bfloat16)
-    styles, photos = read_captions(args.data / "manifest.jsonl")
+    styles, photos = read_captions(manifest)
     held_out = held_out_strings(*args.held_out)
+    reserved = {text.casefold() for text in held_out}
 
     # Pictures may already have been trained in a space that is there; it knows no captions, so it stays valid whatever is
     # held out.
@@ -487,14 +527,9 @@ def main() -> None:
     if not space_file.exists():
         grammar = StyleCorpus(read_vocabulary(), words=sentences.words())
         wordings = grammar.wordings(args.space_styles, 3, args.seed)
-        vectors = sentences.embed_cached([w.text for w in wordings], cache)
-        if args.start is None:
-            space = Space.fit(wordings, vectors)
-        else:
-            tower = SiglipTextModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(args.start / "tokenizer")
-            space = Space.like(vectors, embed_texts(tower, tokenizer, [w.text for w in wordings]))
-        space.save(space_file)
+        space_of(wordings, sentences.embed_cached([w.text for w in wordings], cache), args.start).save(
+            space_file
+        )
     space = Space.load(space_file)
     known = dict.fromkeys(
         [*styles, *photos, *(c for texts in [*styles.values(), *photos.values()] for c in texts)]
@@ -503,43 +538,29 @@ def main() -> None:
     torch.save({text: vector.clone() for text, vector in vectors.items()}, args.out / "captions.pt")
     print(f"space and captions after {time.process_time():.0f} s", flush=True)
 
-    # Labels are names that a prompt may well be, and are learned like captions.
-    reserved = {text.casefold() for text in held_out}
     if args.start is None:
         places = places_of(styles, reserved, vectors)
     else:
         memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
-        places = dict(zip(trained_labels(args.data / "manifest.jsonl"), memory.styles, strict=True))
-    described = {
-        label: [text for text in texts if text.casefold() not in reserved]
-        for label, texts in json.loads(DESCRIPTIONS.read_text(encoding="utf-8")).items()
-        if label in places
-    }
-    kept_back = {label: texts[-2:] for label, texts in described.items()}
-    numbers = {label: number for number, label in enumerate(places)}
-    said = [(text, numbers[label]) for label, texts in described.items() for text in texts[:-2]]
-    captions = [*styles, *(c for texts in styles.values() for c in texts)]
+        places = dict(zip(trained_labels(manifest), memory.styles, strict=True))
+    described, kept_back = read_descriptions(places, reserved)
+    captions = [
+        *styles,
+        *(c for texts in styles.values() for c in texts),
+    ]  # labels are names that a prompt may well be
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
-    for label, number in numbers.items():
-        texts = style_wordings.wordings(label, corpus.allowed(styles[label]))
-        texts = without_bare_names(texts, label, numbers)
-        said += 2 * [(text, number) for text in corpus.allowed(texts)]  # most prompts are like these
-    spoken = Spoken(*map(list, zip(*said, strict=True)), torch.stack(list(places.values())))
-    rows = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
-    rows += [Wording(c, "a photo") for texts in photos.values() for c in corpus.allowed(texts)]
-    certain = len(rows)
-    rows += corpus.wordings(args.styles, 2, args.seed)
-    sayings = corpus.sentences(args.sentences, args.seed)
-    texts = list(dict.fromkeys([*(w.text for w in rows), "a photo"]))
-    seen = {text.casefold() for text in texts}
+    spoken = spoken_of(places, described, styles, corpus)
+    certain = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
+    certain += [Wording(c, "a photo") for texts in photos.values() for c in corpus.allowed(texts)]
+    rows = [
+        *certain,
+        *corpus.wordings(args.styles, 2, args.seed),
+        *corpus.sentences(args.sentences, args.seed),
+    ]
+    seen = {wording.text.casefold() for wording in rows}
     unseen = [w for w in corpus.wordings(1000, 2, args.seed + 1) if w.text.casefold() not in seen]
-    extra = list(dict.fromkeys(text for w in unseen for text in (w.text, w.style)))
-    vectors |= dict(zip(extra, space(sentences.embed_cached(extra, cache)), strict=True))
+    texts = list(dict.fromkeys(text for w in [*rows, *unseen] for text in (w.text, w.style)))
     vectors |= dict(zip(texts, space(sentences.embed_cached(texts, cache)), strict=True))
-    more = list(dict.fromkeys(text for w in sayings for text in (w.text, w.style) if text not in vectors))
-    vectors |= dict(zip(more, space(sentences.embed_cached(more, cache)), strict=True))
-    rows += sayings
-    texts += more
     print(f"{len(texts)} texts embedded after {time.process_time():.0f} s", flush=True)
 
     tokenizer_folder = args.out / "tower" / "tokenizer"
@@ -551,8 +572,8 @@ def main() -> None:
     pieces = [piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache)))
     train(
-        tower, tokenizer, lesson(rows, vectors, certain), args.out, args.minutes, args.lr, args.batch, args.seed, args.bfloat16,
-        spoken=spoken, held_out=lesson(unseen, vectors),
+        tower, tokenizer, lesson(rows, vectors, len(certain)), args.out, args.minutes, args.lr, args.batch, args.seed,
+        args.bfloat16, spoken=spoken, held_out=lesson(unseen, vectors),
     )  # fmt: skip
     asked = {
         label: [text for text in texts if text.casefold() in reserved] for label, texts in styles.items()
