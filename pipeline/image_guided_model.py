@@ -109,6 +109,13 @@ class ImageGuidedModel:
         return torch.lerp(picture, recoloured, amount.clamp(max=1)[:, :, None, None].to(picture.dtype))
 
 
+def same_size(channels: int, width: int, compat: bool, groups: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size. The public code meets zeros at the border, and paints a frame of it; ours repeats
+    the border."""
+    mode = "zeros" if compat else "replicate"
+    return nn.Conv2d(channels, width, 3, padding=1, padding_mode=mode, groups=groups)
+
+
 def keep_variance(layer: nn.Conv2d | nn.Linear) -> None:
     """He's initialisation. Torch's own halves the signal in every layer, so that after five of them a style is a whisper."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

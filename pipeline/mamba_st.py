@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
-from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance
+from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance, same_size
 from .path_scan import PathScan
 
 
@@ -34,12 +34,14 @@ class StyleReadingMixer(nn.Module):
     Without a style, u and C are both made of the content, which is VMamba's block.
     """
 
-    def __init__(self, channels: int, d_state: int, expand: int, scan_order: str, reads_style: bool) -> None:
+    def __init__(
+        self, channels: int, d_state: int, expand: int, scan_order: str, reads_style: bool, compat: bool
+    ) -> None:
         super().__init__()
         d_inner = expand * channels
         self.in_proj = nn.Linear(channels, 2 * d_inner, bias=False)
         self.style_proj = nn.Linear(channels, d_inner, bias=False) if reads_style else None
-        self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
+        self.conv = same_size(d_inner, d_inner, compat, groups=d_inner)
         self.scan = PathScan(d_inner, -(-channels // 16), d_state, scan_order)
         self.norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, channels, bias=False)
@@ -64,7 +66,7 @@ class MambaSTBlock(nn.Module):
         super().__init__()
         self.norm_in = nn.LayerNorm(channels)
         # The public code's encoders have the projection of a style as well, though they are never given one.
-        self.mixer = StyleReadingMixer(channels, d_state, expand, scan_order, reads_style or compat)
+        self.mixer = StyleReadingMixer(channels, d_state, expand, scan_order, reads_style or compat, compat)
         self.scale = nn.Parameter(torch.ones(channels))
         self.norm_out = nn.LayerNorm(channels)
         self.unused_scale = nn.Parameter(torch.ones(channels)) if compat else None

@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
-from .image_guided_model import ImageGuidedModel, PictureDecoder, StyleUnits, keep_variance
+from .image_guided_model import ImageGuidedModel, PictureDecoder, StyleUnits, keep_variance, same_size
 from .path_scan import PathScan
 from .style_aware import channel_gate, sain, style_conv
 
@@ -42,8 +42,8 @@ class LocalEnhancement(nn.Module):
     def __init__(self, channels: int, compat: bool, squeeze: int = 8) -> None:
         super().__init__()
         narrow = max(1, channels // squeeze)
-        self.conv1 = nn.Conv2d(channels, narrow, 3, padding=1)
-        self.conv2 = nn.Conv2d(narrow, channels, 3, padding=1)
+        self.conv1 = same_size(channels, narrow, compat)
+        self.conv2 = same_size(narrow, channels, compat)
         self.gate1 = nn.Conv2d(channels, narrow, 1)
         self.gate2 = nn.Conv2d(narrow, channels, 1)
         if not compat:
@@ -62,7 +62,7 @@ class VSSM(nn.Module):
         super().__init__()
         d_inner = expand * channels
         self.in_proj = nn.Linear(channels, d_inner, bias=False)
-        self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
+        self.conv = same_size(d_inner, d_inner, compat, groups=d_inner)
         self.scan = PathScan(d_inner, -(-channels // 16), d_state, scan_order)
         self.out_proj = nn.Linear(d_inner, channels, bias=False)
         if not compat:

@@ -37,9 +37,9 @@ def awake(model, seed=1):
     return model
 
 
-def mixer(seed=0):
+def mixer(seed=0, compat=False):
     torch.manual_seed(seed)
-    return StyleReadingMixer(8, d_state=3, expand=2, scan_order="cross", reads_style=True)
+    return StyleReadingMixer(8, d_state=3, expand=2, scan_order="cross", reads_style=True, compat=compat)
 
 
 def pictures(count, height, width, seed=0):
@@ -55,6 +55,12 @@ class TestStart:
         x = torch.randn(2, 8, 4, 5)
         new = MambaSTBlock(8, 3, 2, "cross", reads_style=True, compat=False)
         assert torch.equal(new(x, torch.randn(2, 8, 4, 5)), x)
+
+    @pytest.mark.parametrize("compat", [False, True])
+    def test_only_with_compat_is_the_border_seen_in_an_even_picture(self, compat):
+        even = torch.randn(1, 16, 1, 1).expand(1, 16, 6, 5)
+        result = mixer(compat=compat).conv(even)
+        assert torch.allclose(result, result[..., 2:3, 2:3].expand_as(result), atol=1e-5) != compat
 
     def test_a_new_model_passes_on_the_patches_of_the_content(self):
         model, content = tiny(), pictures(2, 32, 24)

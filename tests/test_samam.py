@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from stylemamba import SaMam
 from stylemamba.pipeline.losses import mean_std
 from stylemamba.pipeline.path_scan import PathScan
-from stylemamba.pipeline.samam import SAIN, SAVSSM, StyleDecay
+from stylemamba.pipeline.samam import SAIN, SAVSSM, VSSM, LocalEnhancement, StyleDecay
 from stylemamba.pipeline.scan_orders import scan_orders
 from stylemamba.pipeline.selective_scan import selective_scan_ref
 
@@ -151,6 +151,15 @@ class TestStyles:
 
 
 class TestParts:
+    @pytest.mark.parametrize("compat", [False, True])
+    def test_only_with_compat_is_the_border_seen_in_an_even_picture(self, compat):
+        even = torch.randn(1, 8, 1, 1).expand(1, 8, 6, 5)
+        local = awake(LocalEnhancement(8, compat))
+        conv = awake(VSSM(8, 3, 1, "zigzag", compat).conv)
+        for result in (local(even), conv(even)):
+            middle = result[..., 2:3, 2:3].expand_as(result)
+            assert torch.allclose(result, middle, atol=1e-5) != compat
+
     def test_the_scan_written_out_path_by_path(self):
         torch.manual_seed(0)
         scan, u = PathScan(6, 2, 3, "zigzag").double(), torch.randn(2, 6, 3, 5, dtype=torch.float64)
