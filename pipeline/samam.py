@@ -7,8 +7,8 @@ the tokens of the style image themselves never meet the content.
 
 Ours and the public code's. A new `SaMam` passes the content's features through unchanged, and every parameter can learn.
 With `compat=True` it has the formulas of the public checkpoints (`public_checkpoints.py` reads those): gains without the
-one, decay rates without Mamba's start, a second residual around each group, and nearest upsampling. The parameters are
-the same.
+one, decay rates without Mamba's start, a second residual around each group, zeros beyond the border, and nearest upsampling.
+The parameters are the same.
 
 Shapes: B pictures, C = embed_dim features, h x w patches, R = style_dim, D = expand * C, K paths, N states.
 """

@@ -458,9 +458,9 @@ def read_descriptions(
         for label in labels
         if label in written
     }
-    return {label: own[:-2] for label, own in texts.items()}, {
-        label: own[-2:] for label, own in texts.items()
-    }
+    described = {label: own[:-2] for label, own in texts.items()}
+    kept_back = {label: own[-2:] for label, own in texts.items()}
+    return described, kept_back
 
 
 def space_of(wordings: Sequence[Wording], sentences: Tensor, start: Path | None) -> Space:
