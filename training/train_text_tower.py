@@ -544,10 +544,8 @@ def main() -> None:
         memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
         places = dict(zip(trained_labels(manifest), memory.styles, strict=True))
     described, kept_back = read_descriptions(places, reserved)
-    captions = [
-        *styles,
-        *(c for texts in styles.values() for c in texts),
-    ]  # labels are names that a prompt may well be
+    # Labels are names that a prompt may well be, and are learned like captions.
+    captions = [*styles, *(c for texts in styles.values() for c in texts)]
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
     spoken = spoken_of(places, described, styles, corpus)
     certain = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
@@ -567,7 +565,8 @@ def main() -> None:
     if tokenizer_folder.exists():  # the state to resume from was trained with it
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     else:
-        tokenizer = train_tokenizer([*texts, *spoken.texts, *sentences.words()], args.tokens)
+        read = [*(wording.text for wording in rows), *spoken.texts, *sentences.words()]
+        tokenizer = train_tokenizer(read, args.tokens)
         tokenizer.save_pretrained(tokenizer_folder)
     pieces = [piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache)))
