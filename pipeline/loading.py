@@ -50,7 +50,10 @@ class PretrainedLoading:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """A folder written by `save_pretrained`, the name of a bundled model, or a Hub id. Keyword arguments are
-        those of diffusers: `dtype`, `variant`, `revision`, components to use instead, and so on."""
+        those of diffusers: `dtype` (float32 if left out), `variant`, `revision`, components to use instead, and so on."""
+        # diffusers' own parts begin in single precision, those of transformers in that of their file: one for all.
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
         source = os.fspath(pretrained_model_name_or_path)
         folder = bundled_folder(source) or source
         if not os.path.isdir(folder):

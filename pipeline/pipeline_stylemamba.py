@@ -460,12 +460,18 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> Style:
         """Fits a style to `prompt` on one or several pictures; `load_style` puts it to use.
 
-        config: without one, the settings of `fit_preset`.
+        config: without one, the settings of `fit_preset`. `PromptFitConfig(preset=pipe.fit_preset, epochs=40)` changes one of
+            them; the preset "paper", that of a bare `PromptFitConfig()`, leads a decoder that paints back to the photo.
         generator: its initial seed decides every random number; without one the seed is 0.
         callback: called after each step with a `FitProgress`; return False to stop and keep what was learnt.
         checkpoint: a path where progress is kept; a fit that was left early goes on from there.
         """
         config = config or PromptFitConfig(preset=self.fit_preset)
+        if self.style_decoder is not None and config.content_weights == PromptFitConfig().content_weights:
+            logger.warning(
+                "The content weights of the paper lead this model, which paints the prompt already, back to the photo; "
+                "PromptFitConfig(preset=pipe.fit_preset, ...) has smaller ones."
+            )
         mixtures = as_mixtures(prompt)
         if len(mixtures) != 1:
             raise ValueError(

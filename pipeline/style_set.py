@@ -137,6 +137,12 @@ def _check_base(name: str, style: Style, vae: nn.Module, decoder: nn.Module | No
             )
         else:
             fits = key in weights and change.shape == weights[key].shape
+        if not fits and decoder is not None and key in decoder_weights(vae):
+            raise StyleFileError(
+                f"style {name!r} changes the decoder of an autoencoder ({source}), this pipeline paints with a decoder of its "
+                "own: load the style into a pipeline of that autoencoder alone (StyleMambaPipeline.from_parts, on the command "
+                "line --vae), or fit it again on this pipeline."
+            )
         if not fits:
             raise StyleFileError(
                 f"style {name!r} changes decoder weights ({key}) that this pipeline's {type(changed).__name__} does not "

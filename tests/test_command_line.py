@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,12 +26,13 @@ from stylemamba.pipeline.command_line.styles import sparkline
 from stylemamba.pipeline.images import read_images, to_pil
 from stylemamba.pipeline.lut import apply_lut
 from stylemamba.pipeline.presets import preset
+from stylemamba.pipeline.selective_scan import scan_backends
 from stylemamba.weights import named_styles, thumbnail_of
 
 COMMANDS = [
     [], ["stylize"], ["fit"], ["styles"], ["styles", "list"], ["styles", "show"], ["styles", "sheet"],
     ["styles", "rename"], ["styles", "verify"], ["styles", "blend"], ["score"],
-    ["doctor"], ["demo"],
+    ["bench"], ["doctor"], ["demo"],
 ]  # fmt: skip
 
 
@@ -126,6 +128,17 @@ def test_help_has_examples_that_exist(command):
         if used and name != "styles":
             known = run(*name.split(), "--help")
             assert all(option in known for line in used for option in shown if option in line)
+
+
+def test_the_examples_that_share_a_file_work_together(here):
+    examples = run("--help").split("Examples:")[1].split("╭")[0]
+    fit, stylize = (shlex.split(line)[1:] for line in examples.splitlines() if "ink.safetensors" in line)
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/photo.png"):
+        a_photo().save(name)
+    run(*fit, "--model", "model", "--epochs", 1)
+    run(*stylize, "--model", "model")
+    assert files(Path("out"))
 
 
 def test_help_needs_neither_torch_nor_diffusers():
@@ -872,6 +885,18 @@ def test_demo(here, bundled):
 def test_demo_without_a_bundled_model(here, not_bundled):
     assert "not bundled" in run("demo", code=1)
     assert "'.gif'" in run("demo", "-o", "sheet.gif", code=1)
+
+
+def test_bench_measures_every_step_and_every_scan_that_runs_here(here):
+    output = run("bench", "--model", "model", "--size", 32, "--repeats", 1)
+    rows = {
+        cells[1]: cells[2] for line in output.splitlines() if len(cells := re.split(r"\s*│\s*", line)) > 3
+    }
+    steps = {"read the prompt", "encode", "fuse", "decode", "whole picture"}
+    scans = {f"scan {name}" for name in ("ref", "torch", "numba") if scan_backends()[name]}
+    assert steps | scans <= rows.keys()
+    assert all(float(milliseconds) > 0 for milliseconds in rows.values())
+    run("bench", "--repeats", 0, code=2)
 
 
 def test_doctor(here, bundled, monkeypatch):

@@ -139,6 +139,12 @@ class TestBundled:
         if getattr(pipe, "reads_prompts", False):
             assert not torch.equal(run(pipe), run(pipe, prompt="an ink drawing"))
 
+    def test_all_parts_have_one_precision_whatever_their_files_have(self):
+        for how, wanted in (({}, torch.float32), ({"dtype": torch.bfloat16}, torch.bfloat16)):
+            pipe = StyleMambaPipeline.from_pretrained("tiny", **how)
+            parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+            assert len(parts) > 4 and {part.dtype for part in parts} == {wanted}
+
     def test_a_folder_is_loaded_by_its_own_class(self, saved, samam, mamba_st, tmp_path):
         assert type(load_pipeline(saved)) is StyleMambaPipeline
         for pipe in (samam(), mamba_st()):

@@ -1,6 +1,7 @@
 """The package: what is in it, what an import costs, and that its parts agree. Those tests that read pyproject.toml are
 skipped where only the wheel is installed."""
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -88,8 +89,12 @@ class TestWhatIsInIt:
     def test_the_tests_are_no_package(self):
         assert not (Path(__file__).parent / "__init__.py").exists()
 
-    def test_types_are_marked_as_shipped(self):
+    def test_types_are_shipped_for_every_name(self):
         assert (ROOT / "py.typed").is_file()
+        stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+        imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+        typed = {(name.asname, f".{node.module}") for node in imports for name in node.names}
+        assert typed == set(stylemamba._EXPORTS.items())
 
     @pytest.mark.parametrize("name", stylemamba.__all__)
     def test_every_public_name_can_be_imported(self, name):
@@ -129,6 +134,10 @@ class TestAgreement:
         dependencies = dict(map(name_and_bounds, PROJECT["project"]["dependencies"]))
         assert required and required.items() <= dependencies.items()
         assert not {"torch", "torchvision", "torchaudio"} & required.keys()
+        # and nothing that only the command line needs, which the node pack leaves out
+        sources = [p for folder in ("nodes", "pipeline") for p in (TREE / folder).glob("*.py")]
+        text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+        assert all(re.search(rf"^\s*(from|import) {name}\b", text, re.M) for name in required)
 
     @needs_source
     def test_dependencies_have_lower_bounds_and_no_pins(self):

@@ -155,19 +155,34 @@ def test_every_term_of_a_preset_is_in_the_history(pipe, photo, preset, terms):
         assert values == pytest.approx([losses[name] for losses in seen], rel=1e-5)
 
 
-def test_without_a_config_the_preset_suits_the_model(components, photo):
-    def config_of(**parts) -> PromptFitConfig:
-        pipe = StyleMambaPipeline(**components(**parts))
-        style = pipe.fit_style(photo, PROMPT, callback=lambda _: False)  # one step is enough
-        return PromptFitConfig(**style.info["config"])
-
+@pytest.fixture
+def painting() -> dict:
+    """Components of a model that paints what an embedding says, as the bundled one."""
     vae = AutoencoderTiny(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
         num_encoder_blocks=(0, 0, 1), num_decoder_blocks=(1, 1, 1),
     )  # fmt: skip
     decoder = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4)
+    return {"vae": vae.eval, "style_decoder": decoder.eval()}
+
+
+def test_without_a_config_the_preset_suits_the_model(components, photo, painting):
+    def config_of(**parts) -> PromptFitConfig:
+        pipe = StyleMambaPipeline(**components(**parts))
+        style = pipe.fit_style(photo, PROMPT, callback=lambda _: False)  # one step is enough
+        return PromptFitConfig(**style.info["config"])
+
     assert config_of() == PromptFitConfig(preset="paper")
-    assert config_of(vae=vae.eval, style_decoder=decoder.eval()) == PromptFitConfig(preset="sharpen")
+    assert config_of(**painting) == PromptFitConfig(preset="sharpen")
+
+
+@pytest.mark.parametrize(("paints", "preset", "warns"), [(1, "paper", 1), (1, "sharpen", 0), (0, "paper", 0)])
+def test_a_model_that_paints_warns_of_the_papers_content_weights(
+    components, photo, painting, messages, paints, preset, warns
+):
+    pipe = StyleMambaPipeline(**components(**(painting if paints else {})))
+    pipe.fit_style(photo, PROMPT, config=PromptFitConfig(epochs=1, preset=preset))
+    assert ("back to the photo" in messages()) == bool(warns)
 
 
 # The arithmetic of a step

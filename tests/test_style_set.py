@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stylemamba import Style, StyleFusion, StyleMambaPipeline
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.style import StyleFileError, describe_component
 from stylemamba.pipeline.style_decoder import StyleDecoder
 from stylemamba.pipeline.style_mixing import mix_directions
@@ -300,6 +301,13 @@ def test_a_style_of_another_autoencoder_is_refused_in_a_sentence(pipe, taesd, de
             pipe.load_style(make_style(vae, 1, decoder=decoder), "glass")
         assert "'glass'" in str(caught.value) and type(vae).__name__ in str(caught.value)
     assert pipe.list_styles() == {}
+
+
+def test_a_style_of_an_autoencoder_is_refused_by_a_decoder_that_paints_in_words_that_help(components, taesd):
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4).eval()
+    pipe = StyleMambaPipeline(**components(vae=taesd, style_decoder=painter))
+    with pytest.raises(StyleFileError, match="load the style into a pipeline of that autoencoder alone"):
+        pipe.load_style(make_style(pipe.vae, 1), "glass")
 
 
 def test_a_style_that_would_change_the_encoder_is_refused(pipe):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .fit import fit
@@ -69,14 +70,14 @@ def stylemamba(
 ) -> None:
     """Text-driven image style transfer that keeps every pixel in place.
 
-    Works without a network unless a Hub id is named, and writes only to the
-    paths it is given.
+    Works without a network, unless a Hub id or torchvision's weights are asked
+    for. Writes what is named with -o, or beside where it was started.
 
     \b
     Examples:
       stylemamba demo
-      stylemamba fit "ink drawing" photo.jpg -o ink.safetensors \\
-          --text-encoder google/siglip-base-patch16-224
+      stylemamba stylize photo.jpg "stained glass window" -o glass.jpg
+      stylemamba fit "ink drawing" photo.jpg -o ink.safetensors
       stylemamba stylize photos/ --style ink.safetensors -o out/
     """
 
@@ -84,7 +85,7 @@ def stylemamba(
 for command in (demo, stylize, fit):
     app.command()(command)
 app.add_typer(styles, name="styles")
-for command in (score, doctor):
+for command in (score, bench, doctor):
     app.command()(command)
 
 

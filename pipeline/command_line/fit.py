@@ -108,13 +108,13 @@ def fit(
     """Fits a style to a prompt, on one picture or several.
 
     Ctrl-C ends the fit after the step in progress (twice: at once) with exit
-    code 130; the same command goes on from there. With --vgg the content is
-    compared as in the paper, without it in the autoencoder's latents.
+    code 130; the same command goes on from there. Content is compared by the
+    model's own perceptual network (the bundled one has one), by a VGG with
+    --vgg as in the paper, else in the autoencoder's latents.
 
     \b
     Examples:
-      stylemamba fit "stained glass" photo.jpg -o glass.safetensors \\
-          --text-encoder google/siglip-base-patch16-224
+      stylemamba fit "stained glass" photo.jpg -o glass.safetensors
       stylemamba fit "ink drawing" photos/ -o ink.safetensors --preset quality \\
           --train decoder_lora --preview ink.jpg --vgg torchvision \\
           --vae stabilityai/sd-vae-ft-mse \\
