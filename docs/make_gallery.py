@@ -277,8 +277,27 @@ APPLICATIONS: list[Callable[..., Pictures]] = [
 _HEAD = """# Gallery
 
 What StyleMamba is used for: input, code, output. Made with the bundled model by `python docs/make_gallery.py`, nothing was
-retouched and nothing chosen among several. In all of it `pipe = StyleMambaPipeline.from_pretrained("tiny")`. On the command
-line every argument has the same name, see `stylemamba stylize --help`, and so has every widget of the node *Stylize*.
+retouched and nothing chosen among several. Every snippet begins with these lines:
+
+```py
+from PIL import Image, ImageChops
+
+from stylemamba import Region, StyleMambaPipeline, preset, stylize_regions
+from stylemamba.pipeline.deflicker import stylize_frames
+from stylemamba.pipeline.images import read_images, to_pil
+from stylemamba.pipeline.lut import apply_lut, fit_lut
+from stylemamba.weights import named_styles
+
+pipe = StyleMambaPipeline.from_pretrained("tiny")
+```
+
+`inputs` is `Inputs(512)` of [make_gallery.py](make_gallery.py): `inputs.photo(name)` opens a bundled photo, its other methods give
+a mask, a line drawing, a page or the frames of a film. The dictionary that is returned is the row of pictures above the code,
+each with its caption.
+
+On the command line the arguments have the same names (`stylemamba stylize --help`), and so have the widgets of the node
+*Stylize*, but for two: `preserve_color="palette"` is `--preserve-palette` and `preserve_palette`, `mask_image` is `--mask` and
+`mask`. In ComfyUI, mixtures, style pictures and regions have nodes of their own.
 """
 
 

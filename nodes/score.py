@@ -1,6 +1,5 @@
 """StyleMamba Score: how well the picture was kept and how well the style was met, in numbers."""
 
-import json
 import math
 
 from . import host
@@ -54,7 +53,7 @@ class StyleMambaScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, stylized, content, prompt: str, model=None) -> io.NodeOutput:
-        from ..pipeline.metrics import score
+        from ..pipeline.metrics import as_json, score
 
         model = model or HostModel.load(DEFAULT_MODEL)
         model.to_device()
@@ -67,15 +66,6 @@ class StyleMambaScore(io.ComfyNode):
             encoder=pipe.encoder if reads_both else None,
             perceptual=pipe.perceptual,
         )
-        report = json.dumps(_without_infinity(rows), indent=2)
+        report = as_json(rows)
         numbers = [rows.get(row, {}).get("value", math.nan) for row in _NUMBERS.values()]
         return io.NodeOutput(report, *numbers, ui=host.shown_text(report))
-
-
-def _without_infinity(value):
-    """JSON has no infinity, which is the PSNR of equal pictures."""
-    if isinstance(value, dict):
-        return {name: _without_infinity(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ that some scores need are given to it.  No score is comparable with one taken by
 resolution, which is why each row of the report carries its own.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -186,6 +187,19 @@ def bootstrap_interval(
     bias = 0.0 if statistic is None else found.mean() - value  # a mean has none
     low, high = torch.quantile(found, torch.tensor([0.025, 0.975], dtype=torch.float64)) - bias
     return low.item(), high.item()
+
+
+def as_json(value: object) -> str:
+    """A report, or what holds one, as JSON, which has no infinity: null stands for it, the PSNR of equal pictures."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), indent=2)
 
 
 def report_row(

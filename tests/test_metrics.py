@@ -1,5 +1,6 @@
 """The metrics beyond their vectors: what must fail, what must be exact, and that a report can be read alone."""
 
+import json
 import math
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_psnr():
     assert metrics.psnr(a, a) == math.inf
     with pytest.raises(ValueError, match="wanted all in"):
         metrics.psnr(a * 255, b * 255)
+
+
+def test_a_report_is_json_that_every_reader_takes():
+    text = metrics.as_json({"psnr": {"value": math.inf, "interval": (1.5, math.nan)}, "of": ["a", 2]})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    wanted = {"psnr": {"value": None, "interval": [1.5, None]}, "of": ["a", 2]}
+    assert json.loads(text, parse_constant=refuse) == wanted
 
 
 def test_frechet_distance_of_a_set_to_itself_is_0_even_with_fewer_samples_than_features():

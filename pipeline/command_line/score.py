@@ -1,7 +1,5 @@
 """`stylemamba score`: measures finished pictures against the picture they were made of."""
 
-import json
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +57,7 @@ def score(
 
     quiet_libraries()
     from ..loading import load_encoder
+    from ..metrics import as_json
     from ..metrics import score as measure
 
     report = measure(
@@ -81,13 +80,4 @@ def score(
     if json_file is not None:
         document = {"stylized": [str(path) for path in results], "content": str(content), "scores": report}
         with atomic_write(json_file) as part:
-            part.write_text(json.dumps(_finite(document), indent=2) + "\n", encoding="utf-8")
-
-
-def _finite(value):
-    """JSON has no infinity, which is the PSNR of equal pictures: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            part.write_text(as_json(document) + "\n", encoding="utf-8")
