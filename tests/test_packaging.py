@@ -2,6 +2,7 @@
 skipped where only the wheel is installed."""
 
 import ast
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -144,6 +145,26 @@ class TestAgreement:
         groups = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
         for name, bounds in (name_and_bounds(line) for group in groups for line in group):
             assert re.fullmatch(r">=[\d.]+", bounds), name
+
+    @needs_source
+    def test_example_workflows_say_which_pack_their_nodes_are_of(self):
+        # by which a host offers to install it
+        for path in (TREE / "example_workflows").glob("*.json"):
+            nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+            packs = {
+                n["type"]: n["properties"].get("cnr_id") for n in nodes if n["type"].startswith("StyleMamba")
+            }
+            assert packs and set(packs.values()) == {PROJECT["project"]["name"]}, path
+
+    @needs_source
+    def test_the_hashes_beside_the_weights_are_those_of_the_files(self):
+        text = (TREE / "weights" / "README.md").read_text(encoding="utf-8")
+        digests = [
+            hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in (TREE / "weights").rglob("*.safetensors")
+        ]
+        assert [digest for digest in digests if digest not in text] == []
+        assert set(re.findall(r"\b[0-9a-f]{64}\b", text)) == set(digests)
 
     @needs_source
     def test_the_extras_are_those_of_the_contract(self):
