@@ -134,6 +134,10 @@ class ConditionalDecoder(ModelMixin, ConfigMixin):
     resolutions h/2, h and 2h. `reads_fine_light`: whether the finest light is the photo's, see `FineLight`.
     """
 
+    # Parts of the names of what an embedding steers. A fit trains these alone: the filters of learnt strokes hardly paint the
+    # patterns that only a network can see, which filters that are free soon do.
+    STEERING = ("to_code.", "to_scale_shift.", "to_amount.")
+
     @register_to_config
     def __init__(
         self,

@@ -5,6 +5,7 @@ on latents and weights instead (`style_mixing.py`, `style_decoder.py`); where a 
 """
 
 import math
+import numbers
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,12 @@ _GAIN = 5.0  # of a palette: a blank wall has hardly any colours to spread, only
 _LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
-def check_controls(preserve_color: bool | str, **numbers: float) -> None:
-    """Of every pipeline alike. numbers: some of RANGES, by name."""
-    for name, value in numbers.items():
+def check_controls(preserve_color: bool | str, **controls: float) -> None:
+    """Of every pipeline alike. controls: some of RANGES, by name."""
+    for name, value in controls.items():
         low, high = RANGES[name]
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}, wanted a number from {low:g} to {high:g}.")
+        if not isinstance(value, numbers.Real) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}, wanted a number from {low:g} to {high:g}.")
     if preserve_color not in COLORS:
         raise ValueError(
             f"preserve_color is {preserve_color!r}, wanted False, True, 'luminance' or 'palette'."

@@ -116,7 +116,10 @@ def _deep_grey(image: Image.Image) -> Tensor | None:
     if image.mode != "F" and not image.mode.startswith("I"):
         return None
     grey = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
-    return grey / (255 if image.mode == "F" else 65535)
+    if image.mode.startswith("I;16"):
+        return grey / 65535
+    # What white is, these modes do not say: the least of the usual three that holds the brightest pixel.
+    return grey / next((white for white in (1, 255) if grey.amax() <= white), 65535)
 
 
 def _from_numpy(image: np.ndarray) -> list[Content]:
@@ -189,6 +192,8 @@ def _read_one_mask(mask: Picture) -> list[Tensor]:
         mask = _own_tensor(mask)
         mask = mask.movedim(-1, -3) if channels_last else mask
         mask = mask[None] if channels_last and mask.ndim == 3 else mask
+    if not mask.is_floating_point() and mask.float().amax() <= 1:  # 0 and 1 are no counts of bits
+        mask = mask.float()
     mask = _unit_range(mask).float()
     if mask.ndim == 2:
         mask = mask[None]

@@ -148,7 +148,10 @@ class PipelineLoading(PretrainedLoading):
             raise ValueError(
                 f"{type(pipeline).__name__} has no vae to share, wanted a pipeline of the SD family."
             )
-        if not isinstance(pipeline, cls):
+        if isinstance(pipeline, cls):
+            # diffusers would leave out what is no instance of exactly the class of an annotation.
+            kwargs = {**pipeline.components, **kwargs}
+        else:
             # SD's CLIP towers do not span one space with pictures, so they are left where they are.
             for name in ("text_encoder", "tokenizer", "image_encoder"):
                 kwargs.setdefault(name, None)
@@ -217,6 +220,8 @@ def _channels_last(vae: nn.Module) -> nn.Module:
 
 def _towers(source: str) -> dict[str, type[nn.Module]]:
     """The towers that a checkpoint holds: "text", "vision" or both."""
+    if os.path.isabs(source) and not os.path.isdir(source):
+        raise OSError(f"{source} does not exist: give a folder that holds a SigLIP checkpoint, or a Hub id.")
     kind = AutoConfig.from_pretrained(source).model_type
     family = kind.removesuffix("_text_model").removesuffix("_vision_model")
     if family not in _TOWERS:

@@ -252,6 +252,10 @@ def _paired(a: Layers, b: Layers) -> list[tuple[Tensor, Tensor]]:
 
 def mean_std(feat: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Mean and `sqrt(unbiased variance + eps)` over the positions of `feat` (B, C, H, W); two tensors (B, C)."""
+    if feat.dim() != 4:
+        raise ValueError(
+            f"got features of shape {tuple(feat.shape)}; wanted (B, C, H, W): add the batch in front"
+        )
     positions = full_precision(feat).flatten(2)  # (B, C, H*W)
     if positions.shape[-1] < 2:
         raise ValueError(
@@ -290,6 +294,9 @@ def mean_std_loss(a: Layers, b: Layers) -> Tensor:
     a, b = _as_list(a), _as_list(b)
     if len(a) != len(b):
         raise ValueError(f"got {len(a)} and {len(b)} layers; wanted the same layers of both images")
+    sizes = [[tuple(layer.shape[:2]) for layer in layers] for layers in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"got layers of (B, C) {sizes[0]} and {sizes[1]}; wanted equal ones")
     statistics = [(mean_std(one), mean_std(other)) for one, other in zip(a, b, strict=True)]
     return sum(F.mse_loss(ma, mb) + F.mse_loss(sa, sb) for (ma, sa), (mb, sb) in statistics)
 

@@ -170,6 +170,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             raise ValueError(
                 f"stroke_scale is {stroke_scale}, but latents are encoded already: leave it at 1, or give image alone."
             )
+        if output_type == "latent" and takes:
+            raise ValueError(
+                "output_type is 'latent', but preserve_color, structure, shading, tone_only, protect_text and mask_image work on "
+                "pictures: leave them out, or take pictures."
+            )
         if output_type == "latent" and stroke_scale != 1:
             raise ValueError(
                 f"stroke_scale is {stroke_scale}, but latents hold strokes of one size only: leave it at 1, or take pictures."
@@ -188,8 +193,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             shading=shading,
             feather=feather,
         )
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, wanted at least 1.")
+        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+            raise ValueError(
+                f"num_images_per_prompt is {num_images_per_prompt!r}, wanted a whole number from 1 on."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, wanted one of {', '.join(OUTPUT_TYPES)}.")
         if not isinstance(generator, (torch.Generator, list, tuple, type(None))):
@@ -251,6 +258,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None, strength: float = 1.0) -> Tensor:
         """Scaled latents (B, C, h, w) -> the same with the style. Without `prompt_embeds` the styles in use go by the
         prompts they were fitted to."""
+        if prompt_embeds is None and not self.styles.active:
+            raise ValueError(
+                "prompt_embeds is None and no style is loaded: give encode_prompt's result, or load_style first."
+            )
         if self.styles.active:
             fused = self.styles.fuse(latents, prompt_embeds)
         else:
@@ -266,6 +277,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped. plain: the latents before they were
         fused, for a strength between 0 and 1 or above; by default `latents`."""
+        if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
+            # The direction of a mixture has no length: how much of it is wanted is said by the weights.
+            prompt_embeds = self.styles.prompt_embeds().to(latents.device)
+            strength = strength * self.styles.amount
         if self.style_decoder is not None and strength not in (0, 1):
             # Pictures are mixed, not latents or statistics: halfway between a photo's and a style's lie those of a third style.
             # Above 1, what the style changes of the plain picture is exaggerated.
@@ -273,8 +288,6 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             plain, painted = (self.decode(end, prompt_embeds, reached) for end, reached in ends)
             return torch.lerp(plain, painted, strength)
         latents = latents.to(self.vae.dtype)
-        if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
-            prompt_embeds = self.styles.prompt_embeds().to(latents.device)
         changes = blend_changes(*self.styles.decoder_changes()) if strength else {}
         painter = self.vae if self.style_decoder is None or not strength else self.style_decoder
         tile = self._tile_for(painter, [side * self.vae_scale_factor for side in latents.shape[-2:]])
@@ -467,6 +480,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         checkpoint: a path where progress is kept; a fit that was left early goes on from there.
         """
         config = config or PromptFitConfig(preset=self.fit_preset)
+        if not isinstance(config, PromptFitConfig):
+            raise TypeError(
+                f"config is a {type(config).__name__}, wanted a PromptFitConfig: PromptFitConfig(**config)."
+            )
         if self.style_decoder is not None and config.content_weights == PromptFitConfig().content_weights:
             logger.warning(
                 "The content weights of the paper lead this model, which paints the prompt already, back to the photo; "

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .losses import full_precision
+from .style import describe_component
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,9 +39,11 @@ class SiglipEncoder:
 
     @property
     def name(self) -> str:
-        tower = self.image_encoder if self.image_encoder is not None else self.text_encoder
-        source = getattr(tower.config, "_name_or_path", "")
-        return f"{type(tower).__name__} {source}".strip()
+        """Class, checkpoint and a hash of the weights, for the report of a metric."""
+        tower = describe_component(
+            self.image_encoder if self.image_encoder is not None else self.text_encoder
+        )
+        return f"{tower['class']} {tower['name']}".strip() + f"@{tower['fingerprint'][:12]}"
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """-> input ids (N, T). SigLIP was trained on lower-case texts padded at the right to its full length."""
@@ -87,7 +92,8 @@ class SiglipEncoder:
         """Pictures (B, 3, H, W) in [0, 1] -> what the tower sees, (B, 3, S, S) in [-1, 1]; differentiable."""
         side = self.image_size
         if images.shape[-2:] != (side, side):
-            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+            # In full precision: on a CPU there is no other kernel, and half of it would round before the average.
+            images = F.interpolate(full_precision(images), size=(side, side), mode="bicubic", antialias=True)
         return images * 2 - 1
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:

@@ -61,8 +61,13 @@ class StyleDecoder(nn.Module):
         return functional_call(decode, changed, (latents, prompt_embeds, strength))
 
     def full_changes(self) -> dict[str, Tensor]:
-        """A zero change for every weight of the decoder, to be trained."""
-        return {name: torch.zeros_like(p) for name, p in self.decoder.named_parameters()}
+        """A zero change for every weight of the decoder, to be trained; of a decoder that paints, for those that steer it."""
+        steering = getattr(self.decoder, "STEERING", ("",))
+        return {
+            name: torch.zeros_like(p)
+            for name, p in self.decoder.named_parameters()
+            if any(part in name for part in steering)
+        }
 
     def low_rank_changes(self, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Low-rank changes, zero at the start, of the weights that set the look of the whole picture: the layers at

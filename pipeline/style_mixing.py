@@ -4,6 +4,7 @@ Responsible for the three linear mixes a user asks for.  It does not know where 
 come from.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -27,7 +28,7 @@ def mix_directions(
     - `slerp`: along the great circle from t_1 to t_2 by `w_2 / (w_1 + w_2)`, from there towards t_3 by
       `w_3 / (w_1 + w_2 + w_3)`, and so on.
 
-    A direction that is alone, because all other weights are 0, is returned exactly as given.  Warns when two of
+    A direction that is alone, because all other weights are 0, is returned exactly as given, or turned around by a weight below 0.  Warns when two of
     the mixed directions point apart (cosine below -0.2).
     """
     if mode not in MIXES:
@@ -40,6 +41,8 @@ def mix_directions(
         raise ValueError(
             f"got directions of the widths {sorted(widths)}; wanted all of one encoder: styles of different models do not mix"
         )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"got weights {list(weights)}; wanted finite numbers")
     if abs(sum(weights)) < 1e-8:
         raise ValueError(
             f"got weights {list(weights)} with the sum 0; wanted at least one that is not cancelled"
@@ -50,7 +53,8 @@ def mix_directions(
         (direction, weight) for direction, weight in zip(directions, weights, strict=True) if weight != 0
     ]
     if len(mixed) == 1:
-        return mixed[0][0]
+        ((direction, weight),) = mixed
+        return direction if weight > 0 else -direction
 
     units = [F.normalize(full_precision(direction), dim=-1) for direction, _ in mixed]
     for index, unit in enumerate(units):

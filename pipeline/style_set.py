@@ -6,6 +6,7 @@ at once. Each style keeps its own fusion: results are mixed, not weights, so sty
 
 import logging
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -49,7 +50,7 @@ class StyleSet:
         names = [names] if isinstance(names, str) else list(names)
         if weights is None:
             weights = [1.0] * len(names)
-        weights = [weights] * len(names) if isinstance(weights, (int, float)) else list(weights)
+        weights = [weights] * len(names) if isinstance(weights, numbers.Real) else list(weights)
         self._require_loaded(names)
         if len(weights) != len(names) or len(set(names)) != len(names):
             raise ValueError(
@@ -105,6 +106,11 @@ class StyleSet:
         """(1, E): the mixture of the prompts that the styles in use were fitted to."""
         embeds = [self.loaded[name].prompt_embeds for name in self.active]
         return mix_directions(*embeds, weights=list(self.active.values()), mode=self.mix)[None]
+
+    @property
+    def amount(self) -> float:
+        """How much the styles in use are wanted together, up to 1."""
+        return min(1.0, sum(map(abs, self.active.values())))
 
     def decoder_changes(self) -> tuple[list[dict[str, WeightChange]], list[float]]:
         """What `blend_changes` takes."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylemamba import SaMamPipeline, StyleMambaPipeline
+from stylemamba import MambaSTPipeline, SaMamPipeline, StyleMambaPipeline
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.loading import load_pipeline
 
@@ -265,6 +265,13 @@ class TestFolders:
         module = "samam" if isinstance(pipe, SaMamPipeline) else "mamba_st"
         index = json.loads((tmp_path / "model_index.json").read_text())
         assert index["model"] == [f"stylemamba.pipeline.{module}", type(pipe.model).__name__]
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_the_bundled_models_paint_in_half_precision(self, dtype):
+        for kind, name in ((SaMamPipeline, "samam-tiny"), (MambaSTPipeline, "mamba-st-tiny")):
+            pipe, photo = kind.from_pretrained(name, dtype=dtype), torch.rand(1, 3, 64, 64)
+            painted = pipe(photo, 1 - photo, output_type="pt").images
+            assert torch.isfinite(painted).all() and (painted - photo).abs().mean() > 0.01
 
     def test_half_precision_files(self, pipe, tmp_path):
         wanted = pipe(picture(), STYLE, output_type="pt").images

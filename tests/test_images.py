@@ -189,6 +189,9 @@ class TestMasks:
         [
             Image.fromarray(ALPHA),
             Image.fromarray(ALPHA.astype(np.uint16) * 257),
+            Image.fromarray(ALPHA).convert("I"),
+            Image.fromarray(ALPHA).convert("F"),
+            Image.fromarray((ALPHA / 255).astype(np.float32)),
             ALPHA,
             ALPHA[..., None],
             ALPHA[None],
@@ -213,7 +216,10 @@ class TestMasks:
     def test_yes_or_no(self):
         yes = ALPHA > 127
         expected = torch.tensor(yes).float()[None, None]
-        for mask in (yes, torch.tensor(yes), Image.fromarray(yes), yes.astype(np.int64)):
+        ones = yes.astype(np.uint8)
+        for mask in (
+            yes, torch.tensor(yes), Image.fromarray(yes), yes.astype(np.int64), ones, torch.tensor(ones), Image.fromarray(ones),
+        ):  # fmt: skip
             assert torch.equal(read_mask(mask, SIZES[:1], "cpu")[0], expected)
 
     def test_one_serves_all_and_is_resized_to_each(self):

@@ -386,3 +386,13 @@ def test_importing_the_losses_needs_only_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_maps_without_a_batch_or_of_other_channels_are_refused():
+    for a, b in (
+        (torch.rand(3, 5, 7), torch.rand(3, 5, 7)),
+        (torch.rand(2, 3, 5, 5), torch.rand(2, 1, 5, 5)),
+        (torch.rand(2, 3, 5, 5), torch.rand(1, 3, 5, 5)),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            losses.mean_std_loss(a, b)

@@ -284,3 +284,15 @@ class TestAesthetic:
         path, _ = self.head(tmp_path, **{"linear.weight": torch.zeros(1, 5)})
         with pytest.raises(ValueError, match="gives 3 numbers"):
             AestheticRater.from_file(path, ToyEncoder())(images(1, 3, 16, 16))
+
+
+def test_the_structural_distance_is_a_divergence_in_single_precision_too():
+    generator = torch.Generator().manual_seed(0)
+    content = 0.4 + 0.01 * torch.randn(
+        1, 64, 24, 24, generator=generator
+    )  # rows of S that are nearly uniform
+    stylised = content + 0.002 * torch.randn(content.shape, generator=generator)
+    exact = metrics.cfsd(stylised.double(), content.double())
+    assert exact > 0
+    torch.testing.assert_close(metrics.cfsd(stylised, content).double(), exact, rtol=1e-3, atol=0)
+    assert metrics.cfsd(content, content) == 0

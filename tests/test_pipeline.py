@@ -403,6 +403,12 @@ class TestFromPipeMixin:
         assert all(again.components[name] is part for name, part in pipe.components.items())
         assert (again.config.logit_scale, again.config.logit_bias) == (10.0, -3.0)
 
+    def test_the_bundled_model_is_shared_with_the_decoder_that_paints(self):
+        pipe = StyleMambaPipeline.from_pretrained("tiny")
+        again = StyleMambaPipeline.from_pipe(pipe)
+        assert all(again.components[name] is part for name, part in pipe.components.items())
+        assert again.style_decoder is not None
+
     def test_error_names_what_is_missing(self, stable_diffusion):
         with pytest.raises(ValueError, match="text_encoder is None, wanted a SigLIP text tower"):
             StyleMambaPipeline.from_pipe(stable_diffusion)
@@ -838,7 +844,12 @@ class TestErrors:
             ({"preserve_color": "hue"}, "preserve_color is 'hue', wanted False, True, 'luminance' or 'palette'"),
             ({"mix": "round", "prompt": [("a", 0.5), ("b", 0.5)]}, "got mode 'round'; wanted 'linear' or 'slerp'"),
             ({"stroke_scale": 2.0, "output_type": "latent"}, "latents hold strokes of one size only"),
-            ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0, wanted at least 1"),
+            ({"mask_image": pil(), "output_type": "latent"}, "output_type is 'latent', but"),
+            ({"structure": 0.5, "output_type": "latent"}, "output_type is 'latent', but"),
+            ({"strength": "1"}, "strength is '1', wanted a number"),
+            ({"prompt": [("a", float("nan")), ("b", 1.0)]}, "wanted finite numbers"),
+            ({"num_images_per_prompt": 2.0}, "num_images_per_prompt is 2.0, wanted a whole number"),
+            ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0, wanted a whole number from 1 on"),
             ({"output_type": "jpg"}, "output_type is 'jpg', wanted one of pil, np, pt, latent"),
             ({"generator": 42}, "generator is a int, wanted a torch.Generator"),
             ({"generator": [torch.Generator()] * 2}, "got 2 generators for 1 results"),
@@ -875,6 +886,15 @@ class TestErrors:
         with pytest.raises(ValueError, match=message) as raised:
             pipe(**{"image": picture(), "prompt": "stained glass", **arguments})
         assert "\n" not in str(raised.value)
+
+    def test_a_step_alone_says_what_it_lacks(self, pipe):
+        latents = pipe.encode_image(picture())
+        with pytest.raises(ValueError, match="prompt_embeds is None and no style is loaded"):
+            pipe.fuse(latents)
+        with pytest.raises(OSError, match="/none/there does not exist: give a folder"):
+            StyleMambaPipeline.from_parts(vae=pipe.vae, text_encoder="/none/there")
+        with pytest.raises(TypeError, match="config is a dict, wanted a PromptFitConfig"):
+            pipe.fit_style(picture(), "ink", config={"epochs": 1})
 
     def test_a_prompt_without_its_tower_says_what_to_do(self, build):
         with pytest.raises(ValueError, match=r"text_encoder is None.*from_parts\(text_encoder="):

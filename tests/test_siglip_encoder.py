@@ -217,3 +217,14 @@ class TestMissingParts:
             SiglipEncoder(encoder.text_encoder, encoder.tokenizer).embed_images(torch.rand(1, 3, 32, 32))
         with pytest.raises(ValueError, match="tokenizer is None"):
             SiglipEncoder(encoder.text_encoder).embed_texts(["glass"])
+
+
+def test_its_name_tells_the_weights_apart_and_no_folder_of_this_machine(pipe, tmp_path):
+    before = pipe.encoder.name
+    pipe.image_encoder.save_pretrained(tmp_path / "tower")
+    moved = type(pipe.image_encoder).from_pretrained(tmp_path / "tower")
+    name = SiglipEncoder(None, image_encoder=moved).name
+    assert str(tmp_path) not in name and name.rsplit("@")[1] == before.rsplit("@")[1]
+    with torch.no_grad():
+        next(moved.parameters()).mul_(-1)
+    assert SiglipEncoder(None, image_encoder=moved).name != name

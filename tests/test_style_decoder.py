@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.style_decoder import StyleDecoder, apply_change, blend_changes, decoder_weights
 
 
@@ -148,6 +149,16 @@ def test_weights_are_shared_with_the_autoencoder_not_copied(vae):
 
 
 # Which weights
+
+
+def test_of_a_decoder_that_paints_a_fit_changes_what_steers_it_and_no_filter():
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4)
+    changes = StyleDecoder(painter).full_changes()
+    filters = {name for name, p in painter.named_parameters() if p.ndim == 4} | {
+        name.replace("weight", "bias") for name, p in painter.named_parameters() if p.ndim == 4
+    }
+    assert changes and not filters & changes.keys()
+    assert changes.keys() | filters == dict(painter.named_parameters()).keys()
 
 
 def test_full_changes_cover_all_that_decodes_and_nothing_that_encodes(vae):

@@ -129,3 +129,14 @@ class TestStrength:
     def test_between_and_beyond(self, strength):
         z, M = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
         torch.testing.assert_close(interpolate_strength(z, M, strength), z + strength * (M - z))
+
+
+@pytest.mark.parametrize("weights", [(-1.0,), (-2.0, 0.0)])
+def test_a_single_direction_is_turned_around_by_a_negative_weight(weights):
+    directions = [torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])][: len(weights)]
+    assert torch.equal(mix_directions(*directions, weights=weights), -directions[0])
+
+
+def test_weights_have_to_be_finite():
+    with pytest.raises(ValueError, match="wanted finite numbers"):
+        mix_directions(torch.ones(2), torch.ones(2), weights=[math.nan, 1.0])

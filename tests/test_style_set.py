@@ -3,8 +3,10 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from stylemamba import Style, StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
@@ -13,6 +15,14 @@ from stylemamba.pipeline.style_decoder import StyleDecoder
 from stylemamba.pipeline.style_mixing import mix_directions
 
 WIDTH = 32  # of the tiny towers
+
+
+def small_vae():
+    """Four pixels a latent, for a decoder that paints at this scale."""
+    return AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 0, 1), num_decoder_blocks=(1, 1, 1),
+    ).eval()  # fmt: skip
 
 
 def make_style(vae, seed, prompt="stained glass", decoder="full", preset="tiny", **options):
@@ -308,6 +318,24 @@ def test_a_style_of_an_autoencoder_is_refused_by_a_decoder_that_paints_in_words_
     pipe = StyleMambaPipeline(**components(vae=taesd, style_decoder=painter))
     with pytest.raises(StyleFileError, match="load the style into a pipeline of that autoencoder alone"):
         pipe.load_style(make_style(pipe.vae, 1), "glass")
+
+
+def test_a_weight_says_how_much_of_a_style_a_decoder_that_paints_gives(components, photo):
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4).eval()
+    pipe = StyleMambaPipeline(**components(vae=small_vae, style_decoder=painter))
+    plain = result(pipe, photo, prompt="any", strength=0)
+    for name, seed in (("glass", 1), ("ink", 2)):
+        pipe.load_style(make_style(pipe.vae, seed, decoder="none"), name)
+
+    def change(*weights) -> float:
+        pipe.set_styles(["glass", "ink"][: len(weights)], weights)
+        return float((result(pipe, photo) - plain).abs().mean())
+
+    changes = [change(weight) for weight in (1.0, 0.5, 0.1, 0.01)]
+    assert changes == sorted(changes, reverse=True) and changes[-1] < 0.05 * changes[0]
+    assert change(0.7, 0.3) > 0.5 * changes[0]  # a mixture is no weaker for being one
+    pipe.set_styles("glass", np.float32(1.0))
+    assert float((result(pipe, photo) - plain).abs().mean()) == pytest.approx(changes[0], rel=1e-5)
 
 
 def test_a_style_that_would_change_the_encoder_is_refused(pipe):

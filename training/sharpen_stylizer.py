@@ -61,7 +61,7 @@ from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
 
 READING_STEPS = 400  # of what reads the finest light, alone
-STEERED = ("fusion.", "to_code.", "to_scale_shift.", "to_amount.")  # in the names of what is trained
+STEERED = ("fusion.", *ConditionalDecoder.STEERING)  # in the names of what is trained
 SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a picture of 512 px
 VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
 TEMPERATURE = 0.02  # of the labels' distances, as a share of the mean distance
