@@ -4,6 +4,7 @@ Responsible for: reading PIL, numpy and torch images, grey, alpha, palettes and 
 the form asked for. Knows nothing of models. Sizes are kept; nothing is resized here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -215,9 +216,9 @@ def _require_size(channels: Tensor) -> None:
 
 
 def _require_range(values: Tensor, name: str) -> None:
-    if not torch.isfinite(values).all():
+    low, high = values.amin().item(), values.amax().item()  # NaN if one value is
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} holds NaN or infinite values, wanted finite values in [0, 1].")
-    low, high = values.amin().item(), values.amax().item()
     if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
         raise ValueError(
             f"{name} has values in [{low:.3g}, {high:.3g}], wanted [0, 1]: for [-1, 1] pass {name} / 2 + 0.5, for "
