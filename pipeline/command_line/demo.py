@@ -1,4 +1,4 @@
-"""`stylemamba demo`: every bundled photo after eight prompts, on one sheet, without a network."""
+"""`stylemamba demo`: every bundled photo in eight styles, on one sheet, without a network."""
 
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +38,7 @@ def demo(
     overwrite: OverwriteOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Shows the bundled photos after eight prompts, on one contact sheet.
+    """Shows the bundled photos in eight styles, on one contact sheet.
 
     \b
     Examples:
