@@ -539,8 +539,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         weights: float | Sequence[float] | None = None,
         mix: str = "linear",
     ) -> None:
-        """Puts loaded styles to use, mixed by `weights` (1 each if left out). mix: how the directions are mixed that a decoder
-        that paints follows, "linear" or "slerp"; fused latents are always mixed linearly."""
+        """Puts loaded styles to use, mixed by `weights`: 1 each if left out; those that sum to less give less of the style.
+
+        mix: how the directions are mixed that a decoder that paints follows, "linear" or "slerp"; fused latents are always
+        mixed linearly.
+        """
         self.styles.use(names, weights, mix)
 
     def list_styles(self) -> dict[str, float]:
