@@ -117,6 +117,15 @@ def stroke_size(height: int, width: int, stroke_scale: float, smallest: int) -> 
     return tuple(max(smallest, round(side * scale)) for side in (height, width))
 
 
+def stroke_sizes(
+    size: tuple[int, int], stroke_scale: float, smallest: int, full: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Where to paint: at the size that makes the strokes as large as wanted and, where that loses detail, at full size too."""
+    broad = stroke_size(*size, stroke_scale, smallest)
+    loses_detail = broad[0] < full[0] and broad[1] < full[1]
+    return [broad, full] if loses_detail else [broad]
+
+
 def add_fine_strokes(broad: Tensor, fine: Tensor) -> Tensor:
     """`broad`, painted small, enlarged to the size of `fine`, with what it cannot hold of that: reduced again it is what it
     was. May write over `fine`."""

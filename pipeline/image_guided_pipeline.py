@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .controls import add_fine_strokes, check_controls, resize, stroke_size
+from .controls import add_fine_strokes, check_controls, resize, stroke_sizes
 from .finishing import finish
 from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask
 from .loading import PretrainedLoading
@@ -172,8 +172,8 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         with self.progress_bar(total=len(groups)) as bar:
             for (size, style), members in groups.items():
                 rgb = torch.cat([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
-                painted = None
-                for painted_at in _stroke_sizes(size, stroke_scale, strength):
+                painted, full = None, _full_size(size)
+                for painted_at in stroke_sizes(size, stroke_scale, MIN_SIDE, full) if strength else [full]:
                     features = self.encode_content(resize(rgb, painted_at))  # (B, C, h, w)
                     styles = self.encode_style(mixtures[style], painted_at)
                     fused = self.fuse(features, styles, shuffles, generator)  # (B, C, h, w)
@@ -319,14 +319,10 @@ def _with_shares(weighted: Sequence[tuple], what: str) -> list[tuple]:
     return [(one, weight / sum(weights)) for one, weight in weighted if weight]
 
 
-def _stroke_sizes(size: tuple[int, int], stroke_scale: float, strength: float) -> list[tuple[int, int]]:
-    """Where to paint: at the size that makes the strokes as large as wanted and, where that loses detail, at full size."""
+def _full_size(size: tuple[int, int]) -> tuple[int, int]:
+    """That of the picture, or the largest that is painted."""
     most = min(1.0, (MOST_PIXELS / (size[0] * size[1])) ** 0.5)
-    full = tuple(round(side * most) for side in size)
-    broad = stroke_size(*size, stroke_scale, MIN_SIDE)
-    if strength == 0 or broad == full:
-        return [full]
-    return [broad] if broad[0] >= full[0] or broad[1] >= full[1] else [broad, full]
+    return tuple(round(side * most) for side in size)
 
 
 def _shorter_side(rgb: Tensor, side: int) -> Tensor:

@@ -256,8 +256,8 @@ def score(
 
     Rows: `ssim`, `psnr`; with `perceptual` also `lpips`, `vgg_normalised`, `vgg_clipstyler`, `cfsd`, and with `style`
     too `mean_std` (AdaIN's style distance, the mean over the style pictures); with `encoder` and `prompt` also
-    `siglip_cos`, `siglip_prob` (named after the family) and `dir_sim`; with `aesthetic` also `aesthetic`.  Each is a
-    `report_row`.
+    `siglip_cos`, `siglip_prob` (named after the family) and `dir_sim`; with `aesthetic` also `aesthetic`, the
+    rating, and `aesthetic_difference`, how far it is from the content's.  Each is a `report_row`.
     """
     pairs = _pairs(stylized, content)
     sizes = "|".join(sorted({f"{one.shape[-1]}x{one.shape[-2]}" for one, _ in pairs}))
@@ -279,10 +279,12 @@ def score(
         for name, values in _text_scores(encoder, pairs, prompt, source_prompt).items():
             add(name, values, encoder=encoder.name, resolution=resolution, resize="the encoder's own")
     if aesthetic is not None:
-        ratings = [aesthetic(one) for one, _ in pairs]
         side = getattr(aesthetic.encoder, "image_size", None)
-        resolution = f"{side}x{side}" if side else sizes
-        add("aesthetic", ratings, encoder=aesthetic.name, resolution=resolution, resize="the encoder's own")
+        how = {"encoder": aesthetic.name, "resolution": f"{side}x{side}" if side else sizes}
+        ratings = [(aesthetic(one), aesthetic(other)) for one, other in pairs]
+        add("aesthetic", [own for own, _ in ratings], resize="the encoder's own", **how)
+        differences = [(own - of_content).abs() for own, of_content in ratings]
+        add("aesthetic_difference", differences, resize="the encoder's own", **how)
     return report
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .controls import add_fine_strokes, check_controls, resize, stroke_size
+from .controls import add_fine_strokes, check_controls, resize, stroke_sizes
 from .finishing import finish
 from .fit_config import PromptFitConfig
 from .fusion import StyleFusion
@@ -386,7 +386,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
         # 3. One pass for each size, and one more where its strokes are painted at another
         groups = _group_by_size(contents, WHOLE_BYTES // bytes_per_pixel(self.vae))
-        sizes = [self._stroke_sizes(size, stroke_scale, strength, latents, output_type) for size, _ in groups]
+        once = strength == 0 or latents is not None or output_type == "latent"
+        sizes = [[size] if once else stroke_sizes(size, stroke_scale, MIN_SIDE, size) for size, _ in groups]
         # A decoder that paints is given the style whole: its pictures are mixed by strength.
         mixes_pictures = self.style_decoder is not None and output_type != "latent"
         fused_by = float(strength > 0) if mixes_pictures else strength
@@ -576,13 +577,6 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         both = [e.expand(rows, -1) for e in (prompt_embeds, seen)]
         return mix_directions(*both, weights=[0.5, 0.5], mode=mix)
 
-    def _stroke_sizes(self, size, stroke_scale, strength, latents, output_type) -> list[tuple[int, int]]:
-        """Where to paint: at the size that makes the strokes as large as wanted and, where that loses detail, at full size."""
-        broad = stroke_size(*size, stroke_scale, MIN_SIDE)
-        if strength == 0 or latents is not None or output_type == "latent" or broad == size:
-            return [size]
-        return [broad] if broad[0] >= size[0] or broad[1] >= size[1] else [broad, size]
-
     def _tile_for(self, network: torch.nn.Module, size: Sequence[int]) -> int | None:
         """The side of the tiles in which a picture of this size goes through `network`; None: it goes whole."""
         if getattr(network, "use_tiling", False):  # its own tiles, asked for with vae.enable_tiling
@@ -619,9 +613,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
                 )
 
     def _require_finite(self, tensor: Tensor, stage: str) -> None:
-        if not torch.isfinite(
-            tensor.sum(dtype=torch.float32)
-        ):  # one pass: what is not finite makes the sum so
+        # One pass: what is not finite makes the sum so.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise FloatingPointError(
                 f"{stage} gave NaN or infinite values in {tensor.dtype}: load the pipeline with dtype=torch.float32 (some "
                 "autoencoders overflow in half precision), or check the weights of the style."

@@ -14,6 +14,7 @@ from stylemamba.pipeline.controls import (
     luminance,
     resize,
     stroke_size,
+    stroke_sizes,
 )
 
 
@@ -146,6 +147,8 @@ class TestStrokes:
         assert stroke_size(100, 60, 2.0, 16) == (50, 30)
         assert stroke_size(100, 60, 0.5, 16) == (200, 120)
         assert stroke_size(101, 61, 1.0, 16) == (101, 61)
+        for scale, sizes in ((2.0, [(50, 30), (100, 60)]), (1.0, [(100, 60)]), (0.5, [(200, 120)])):
+            assert stroke_sizes((100, 60), scale, 16, (100, 60)) == sizes
 
     @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
     def test_a_large_picture_is_painted_at_the_size_of_its_small_version(self, scale):

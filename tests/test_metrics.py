@@ -270,9 +270,14 @@ class TestAesthetic:
         path, weight = self.head(tmp_path)
         rater = AestheticRater.from_file(path, ToyEncoder())
         a = images(2, 3, 16, 16)
-        desired = [3**0.5 * float(weight @ e) + 5 for e in ToyEncoder().embed_images(a)]
-        row = metrics.score(a, a, aesthetic=rater)["aesthetic"]
-        assert row["per_image"] == pytest.approx(desired, rel=1e-5)
+        b = 1 - a
+        of_a, of_b = ([3**0.5 * float(weight @ e) + 5 for e in ToyEncoder().embed_images(x)] for x in (a, b))
+        report = metrics.score(a, b, aesthetic=rater)
+        row, difference = report["aesthetic"], report["aesthetic_difference"]
+        assert row["per_image"] == pytest.approx(of_a, rel=1e-5)
+        assert difference["per_image"] == pytest.approx(
+            [abs(x - y) for x, y in zip(of_a, of_b, strict=True)], rel=1e-4
+        )
         assert row["resolution"] == "8x8" and "toy" in row["encoder"] and "head@" in row["encoder"]
 
     def test_exception(self, tmp_path):
@@ -288,9 +293,8 @@ class TestAesthetic:
 
 def test_the_structural_distance_is_a_divergence_in_single_precision_too():
     generator = torch.Generator().manual_seed(0)
-    content = 0.4 + 0.01 * torch.randn(
-        1, 64, 24, 24, generator=generator
-    )  # rows of S that are nearly uniform
+    noise = torch.randn(1, 64, 24, 24, generator=generator)
+    content = 0.4 + 0.01 * noise  # rows of S that are nearly uniform
     stylised = content + 0.002 * torch.randn(content.shape, generator=generator)
     exact = metrics.cfsd(stylised.double(), content.double())
     assert exact > 0
