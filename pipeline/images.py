@@ -117,10 +117,11 @@ def _deep_grey(image: Image.Image) -> Tensor | None:
     if image.mode != "F" and not image.mode.startswith("I"):
         return None
     grey = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
-    if image.mode.startswith("I;16"):
+    if image.mode != "F":
         return grey / 65535
-    # What white is, these modes do not say: the least of the usual three that holds the brightest pixel.
-    return grey / next((white for white in (1, 255) if grey.amax() <= white), 65535)
+    return grey / (
+        1 if grey.amax() <= 1 else 255
+    )  # both are usual, and a count that ends at 1 would be black
 
 
 def _from_numpy(image: np.ndarray) -> list[Content]:
@@ -181,6 +182,8 @@ def _content(channels: Tensor) -> Content:
 
 def _read_one_mask(mask: Picture) -> list[Tensor]:
     if isinstance(mask, Image.Image):
+        if mask.mode == "I" and mask.getextrema()[1] <= 255:  # 8 bits in a wide mode: no mask is this dark
+            mask = mask.convert("L")
         grey = _deep_grey(mask)
         mask = np.array(mask.convert("L")) if grey is None else grey
     if not isinstance(mask, (np.ndarray, Tensor)):

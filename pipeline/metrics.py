@@ -269,15 +269,16 @@ def score(
     add("ssim", [ssim(one, other) for one, other in pairs])
     add("psnr", [psnr(one, other) for one, other in pairs])
     if perceptual is not None:
+        network = perceptual.name  # a hash of its weights: once
         for name, values in _perceptual_scores(perceptual, pairs).items():
-            add(name, values, encoder=perceptual.name)
+            add(name, values, encoder=network)
         if style is not None:
-            add("mean_std", _style_distances(perceptual, pairs, style), encoder=perceptual.name)
+            add("mean_std", _style_distances(perceptual, pairs, style), encoder=network)
     if encoder is not None and prompt is not None:
         side = getattr(encoder, "image_size", None)
-        resolution = f"{side}x{side}" if side else sizes
+        how = {"encoder": encoder.name, "resolution": f"{side}x{side}" if side else sizes}
         for name, values in _text_scores(encoder, pairs, prompt, source_prompt).items():
-            add(name, values, encoder=encoder.name, resolution=resolution, resize="the encoder's own")
+            add(name, values, resize="the encoder's own", **how)
     if aesthetic is not None:
         side = getattr(aesthetic.encoder, "image_size", None)
         how = {"encoder": aesthetic.name, "resolution": f"{side}x{side}" if side else sizes}

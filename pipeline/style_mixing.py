@@ -28,8 +28,8 @@ def mix_directions(
     - `slerp`: along the great circle from t_1 to t_2 by `w_2 / (w_1 + w_2)`, from there towards t_3 by
       `w_3 / (w_1 + w_2 + w_3)`, and so on.
 
-    A direction that is alone, because all other weights are 0, is returned exactly as given, or turned around by a weight below 0.  Warns when two of
-    the mixed directions point apart (cosine below -0.2).
+    A direction that is alone, because all other weights are 0, is returned exactly as given, or turned around by a
+    weight below 0.  Warns when two of the mixed directions point apart (cosine below -0.2).
     """
     if mode not in MIXES:
         raise ValueError(f"got mode {mode!r}; wanted 'linear' or 'slerp'")

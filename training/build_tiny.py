@@ -46,9 +46,8 @@ def main() -> None:
     for file in args.out.glob("*/config.json"):  # not the folders of the machine it was trained on
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
-        config.pop(
-            "block_out_channels", None
-        )  # diffusers writes it for an AutoencoderTiny and warns when it reads it
+        # diffusers writes it for an AutoencoderTiny and warns when it reads it.
+        config.pop("block_out_channels", None)
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     files = sorted(args.out.rglob("*.safetensors"))
     for file in files:
