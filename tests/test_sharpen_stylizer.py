@@ -1,21 +1,23 @@
 """By what the stylizer is sharpened: distances to labels, SSIM, and what may be trained."""
 
-import json
 import random
 import shutil
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from PIL import Image
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 import sharpen_stylizer  # noqa: E402
 from finish_pairs import Artworks, StyleJudge  # noqa: E402
+from pretended_gpu import PretendedGPU  # noqa: E402
 from sharpen_stylizer import (  # noqa: E402
     STEERED,
     TEMPERATURE,
@@ -26,6 +28,8 @@ from sharpen_stylizer import (  # noqa: E402
     ssim,
 )
 from teach_pairs import HELD_OUT  # noqa: E402
+from timed_run import TimedRun  # noqa: E402
+from tiny_teachers import picture_set, shift_tolerant_vgg16  # noqa: E402
 
 from stylemamba import StyleMambaPipeline  # noqa: E402
 from stylemamba.pipeline import metrics  # noqa: E402
@@ -145,47 +149,32 @@ def test_the_finest_light_is_read_from_the_latents_alone():
     }
 
 
-def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_training_goes_on_where_it_stopped_and_changes_two_parts(device, tmp_path, monkeypatch):
     torch.manual_seed(0)
     data, start = tmp_path / "data", tmp_path / "start"
-    data.mkdir()
     start_without_fine_light(start)
-    rows = [
-        {"file": HELD_OUT["photos"][-1], "kind": "content", "label": "photo", "captions": []}
-    ]  # not on disk
-    for kind, label, count in (("content", "photo", 2), ("style", "dots", 3), ("style", "fog", 3)):
-        for i in range(count):
-            row = {"file": f"{label}{i}.png", "kind": kind, "label": label, "captions": [f"a {label}"]}
-            pixels = noise(200, 200, 3, seed=len(rows)) ** (1 if label == "dots" else 4)
-            Image.fromarray((pixels * 255).byte().numpy()).save(data / row["file"])
-            rows.append(row)
-    (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    width, state = (
-        3,
-        {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)},
-    )
-    for stage, count in enumerate((2, 2, 3, 3, 3), 1):
-        state[f"lin{stage - 1}.model.1.weight"] = torch.rand(1, 8, 1, 1)
-        if stage > 1:
-            state[f"net.slice{stage}.0.filt"] = torch.full((8, 1, 5, 5), 1 / 25)
-        for position in range(1, count + 1):
-            state[f"net.slice{stage}.{position}.weight"] = (
-                torch.randn(8, width, 3, 3) * (2 / 9 / width) ** 0.5
-            )
-            state[f"net.slice{stage}.{position}.bias"] = torch.zeros(8)
-            width = 8
-    torch.save(state, tmp_path / "vgg.pth")
+    pictures = [
+        (f"{label}{i}.png", kind, label)
+        for kind, label, count in (("content", "photo", 2), ("style", "dots", 3), ("style", "fog", 3))
+        for i in range(count)
+    ]
+    rows = picture_set(data, [(Path(HELD_OUT["photos"][-1]).name, "content", "photo"), *pictures])
+    (data / rows[0]["file"]).unlink()  # whoever reads it fails
+    vgg = shift_tolerant_vgg16(tmp_path / "vgg.pth")
     out = tmp_path / "out"
-    command = ["sharpen_stylizer.py", *map(str, (data, start, out)), "--vgg", str(tmp_path / "vgg.pth")]
-    command += ["--batch", "1", "--crop", "176"]
+    command = ["sharpen_stylizer.py", *map(str, (data, start, out)), "--vgg", str(vgg)]
+    command += ["--batch", "1", "--crop", "176", "--device", device]
     monkeypatch.setattr(sharpen_stylizer, "HELD_OUT", {"photos": [rows[0]["file"]]})
     monkeypatch.setattr(sharpen_stylizer, "READING_STEPS", 2)
     monkeypatch.setattr(sharpen_stylizer, "draw_samples", lambda *_: None)  # of photos that are not here
 
-    def train(minutes: float, every: float) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(sharpen_stylizer, "SAVE_EVERY", every)
+    monkeypatch.setattr(sharpen_stylizer, "TimedRun", partial(TimedRun, save_every=0))
+
+    def train(minutes: float) -> dict[str, torch.Tensor]:
         monkeypatch.setattr(sys, "argv", [*command, "--minutes", str(minutes)])
-        sharpen_stylizer.main()
+        with nullcontext() if device == "cpu" else PretendedGPU():
+            sharpen_stylizer.main()
         parts = ("fusion", "style_decoder", "vae", "text_encoder")
         files = {
             file.relative_to(out / "pipeline"): file
@@ -194,9 +183,9 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(tmp_path, monke
         }
         return {str(name): load_file(file) for name, file in files.items()}
 
-    first = train(0.03, every=0)
+    first = train(0.03)
     steps = torch.load(out / "state.pt", weights_only=True)["step"]
-    second = train(0.06, every=0)
+    second = train(0.06)
     assert torch.load(out / "state.pt", weights_only=True)["step"] > steps > 0
     for name, tensors in second.items():
         bundled = load_file(start / name)

@@ -9,16 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, SiglipTextModel
+from transformers import AutoTokenizer, SiglipTextModel
 
 from stylemamba import SiglipEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 import train_text_tower as training  # noqa: E402
 from style_corpus import SLOT, StyleCorpus, Wording, held_out_strings, read_vocabulary  # noqa: E402
+from tiny_teachers import sentence_encoder  # noqa: E402
 
 VOCABULARY = {
     "wording": ["in the style of {style}", "{style} look"],
@@ -50,22 +51,6 @@ def tokenizer(wordings):
 
 def new_tower(tokenizer, layers=2, width=32):
     return training.new_tower(tokenizer, F.normalize(torch.randn(len(tokenizer), width), dim=-1), layers)
-
-
-def sentence_encoder(folder):
-    """A BERT of random weights, which still gives different sentences different vectors."""
-    words = {w for entries in read_vocabulary().values() for entry in entries for w in entry.lower().split()}
-    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(ids), hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 class TestCorpus:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pictures import read
+from pictures import read_unit
 from PIL import Image
+from timed_run import add_device_options
 from torch import Tensor
 from train_stylizer import STYLE_SIDE, STYLE_TAPS, see, statistics
 
@@ -97,24 +98,21 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--tries", type=int, default=3, help="pictures that decide for a label")
-    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
+    add_device_options(parser)
     args = parser.parse_args()
 
     rows = [
         json.loads(line) for line in (args.pairs / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    maps_of = see(args.vgg, stages=4, bfloat16=args.bfloat16)
-
-    def unit(file: Path, side: int) -> Tensor:
-        return read(file, side)[None].float() / 255
+    maps_of = see(args.vgg, 4, args.device, args.bfloat16)
 
     @torch.no_grad()
     def seen(pictures: Tensor) -> Tensor:
-        maps = maps_of(pictures)
-        return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1)
+        maps = maps_of(pictures.to(args.device))
+        return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1).cpu()
 
     labels = {row["artwork"]: row["label"] for row in rows}
-    known = torch.cat([seen(unit(args.data / art, STYLE_SIDE)) for art in labels])
+    known = torch.cat([seen(read_unit(args.data / art, STYLE_SIDE)) for art in labels])
     judge = StyleJudge(Artworks(known, list(labels), list(labels.values())))
 
     typical = defaultdict(list)
@@ -125,7 +123,10 @@ def main() -> None:
     for label, of_label in sorted(typical.items()):
         places = dict.fromkeys(WAYS, 0.0)
         for row in random.Random(f"0 {label}").sample(of_label, min(args.tries, len(of_label))):
-            picture, artwork = whole(args.pairs / row["file"]), unit(args.data / row["artwork"], STYLE_SIDE)
+            picture, artwork = (
+                whole(args.pairs / row["file"]),
+                read_unit(args.data / row["artwork"], STYLE_SIDE),
+            )
             tried = torch.cat([finish(picture, artwork, way) for way in WAYS])
             views = F.interpolate(tried, scale_factor=VIEW, mode="bilinear", antialias=True)
             for way, rank in zip(WAYS, judge.ranks(seen(views), [label] * len(WAYS)), strict=True):
@@ -141,7 +142,7 @@ def main() -> None:
         if way == ("plain", "own"):
             shutil.copy(args.pairs / row["file"], args.out / row["file"])
         else:
-            artwork = unit(args.data / row["artwork"], STYLE_SIDE)
+            artwork = read_unit(args.data / row["artwork"], STYLE_SIDE)
             picture = finish(whole(args.pairs / row["file"]), artwork, way)
             to_pil(picture).save(args.out / row["file"], quality=95, subsampling=0)
         with listing.open("a", encoding="utf-8") as lines:
@@ -150,7 +151,7 @@ def main() -> None:
 
 def whole(file: Path) -> Tensor:
     with Image.open(file) as image:
-        return read(file, min(image.size))[None].float() / 255
+        return read_unit(file, min(image.size))
 
 
 if __name__ == "__main__":

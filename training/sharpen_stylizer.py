@@ -22,7 +22,6 @@ import json
 import math
 import random
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,11 +31,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from finish_pairs import Artworks, StyleJudge
-from pictures import read
+from pictures import read, read_unit
 from style_judge import FLOOR, PRIOR
 from style_predictor import StylePredictor, bottleneck_statistics, bundled
 from teach_pairs import HELD_OUT
 from teacher_vgg import load_teacher
+from timed_run import TimedRun, add_run_options
 from torch import Tensor
 from train_stylizer import (
     STYLE_SIDE,
@@ -70,17 +70,18 @@ KEPT_TAPS = ("1_2", "2_2", "3_3", "4_3")  # of LPIPS: those that the judge has l
 INSIDE = ..., slice(8, -8), slice(8, -8)
 SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would be a third of a step
 SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
-SAVE_EVERY = 180  # seconds
 ARTWORKS = 4  # of each label, that stand for style images
 
 
 class LabelDistance:
     """Squared distances of a network's statistics to all labels, as `StyleJudge` measures them, with gradients."""
 
-    def __init__(self, judge: StyleJudge) -> None:
+    def __init__(self, judge: StyleJudge, device: str | torch.device = "cpu") -> None:
         self.names = judge.names
-        self.mean, self.std, self.whiten = judge.mean.float(), judge.std.float(), judge.whiten.float()
-        self.centres = ((judge.sums / (judge.count + PRIOR)[:, None]) @ judge.whiten).float()
+        centres = (judge.sums / (judge.count + PRIOR)[:, None]) @ judge.whiten
+        self.mean, self.std, self.whiten, self.centres = (
+            x.float().to(device) for x in (judge.mean, judge.std, judge.whiten, centres)
+        )
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """(B, D) -> (B, L)."""
@@ -106,7 +107,7 @@ def fine_light(images: Tensor) -> Tensor:
 def reading_loss(stylizer: Stylizer, fused: Tensor, images: Tensor) -> Tensor:
     """Of the finest light of pictures in [0, 1], as it is read from their fused latents."""
     light = luminance(images)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(images.device.type, enabled=False):
         own = stylizer.decoder.fine_light.own(fused.detach().float())
     return (own - (light - blur(light, FINEST))).abs().mean()
 
@@ -140,45 +141,41 @@ def main() -> None:
     parser.add_argument("start", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=288)
     parser.add_argument("--ssim", type=float, default=0.47, help="of luminance, in the mean over all labels")
     parser.add_argument("--lpips-weight", type=float, default=2.0)
     parser.add_argument("--fine-weight", type=float, default=6.0, help="of the finest light, the photo's own")
     parser.add_argument("--keep", type=float, default=0.2, help="share of START's weights in what is written")
-    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=60, lr=1e-3, batch=2)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    network, heads = load_teacher(args.vgg, stages=4)
+    network, heads = load_teacher(args.vgg, 4, args.device)
     manifest = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in manifest]
     artworks = [row for row in rows if row["kind"] == "style"]
     photos = sorted({row["file"] for row in rows if row["kind"] == "content"} - set(HELD_OUT["photos"]))
 
     def maps_of(images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
             return network(images)
 
-    predictor = StylePredictor(bundled()).to(memory_format=torch.channels_last)
+    predictor = StylePredictor(bundled()).to(args.device, memory_format=torch.channels_last)
 
     def predicted(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
             return bottleneck_statistics(predictor(images))
 
     def distance_by(network: str, numbers: Callable[[Tensor], Tensor]) -> LabelDistance:
         cache = args.out / f"artworks-{network}.pt"  # minutes of work
         if not cache.exists():
-            pictures = (read(args.data / row["file"], STYLE_SIDE)[None].float() / 255 for row in artworks)
+            pictures = (read_unit(args.data / row["file"], STYLE_SIDE, args.device) for row in artworks)
             with torch.no_grad():
-                torch.save(torch.cat([numbers(picture) for picture in pictures]), cache)
+                torch.save(torch.cat([numbers(picture).cpu() for picture in pictures]), cache)
         known = torch.load(cache, weights_only=True)
         files, labels = ([row[key] for row in artworks] for key in ("file", "label"))
-        return LabelDistance(StyleJudge(Artworks(known, files, labels)))
+        return LabelDistance(StyleJudge(Artworks(known, files, labels)), args.device)
 
     distance = distance_by("vgg16", lambda images: numbers_of(maps_of(images)))
     predictor_distance = distance_by("style_predictor", predicted)
@@ -189,7 +186,7 @@ def main() -> None:
     for row in artworks:
         if len(some[row["label"]]) < ARTWORKS:
             some[row["label"]].append(row["file"])
-    tower = StatisticsEncoder.from_pretrained(args.start / "image_encoder").float()
+    tower = StatisticsEncoder.from_pretrained(args.start / "image_encoder").float().to(args.device)
     files = [file for of_label in some.values() for file in of_label]
     image_space = embed_artworks(args.data, files, SiglipEncoder(None, image_encoder=tower))
 
@@ -200,6 +197,7 @@ def main() -> None:
     decoder = ConditionalDecoder.from_pretrained(args.start / "style_decoder").float()
     reads_already = decoder.fine_light is not None
     stylizer.decoder.load_state_dict(decoder.state_dict(), strict=reads_already)
+    stylizer.to(args.device)
     reading = dict(stylizer.decoder.fine_light.read.named_parameters(prefix="decoder.fine_light.read"))
     for name, p in stylizer.named_parameters():
         p.requires_grad_(name in reading or any(part in name for part in STEERED))
@@ -209,13 +207,10 @@ def main() -> None:
     average: dict[str, Tensor] = {}
     missed = dict.fromkeys(distance.names, 1.0)  # lately, of 1
     ssim_weight = SSIM_WEIGHTS[0]
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        stylizer.load_state_dict(state["trained"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        average, missed, ssim_weight = (state[key] for key in ("average", "missed", "ssim_weight"))
-        step, spent = state["step"], state["spent"]
+    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, warm_up=50, least=0.02)
+    if run.kept:
+        stylizer.load_state_dict(run.kept["trained"], strict=False)
+        average, missed, ssim_weight = (run.kept[key] for key in ("average", "missed", "ssim_weight"))
 
     photo = lru_cache(maxsize=None)(lambda file: read(args.data / file, SHORT_SIDE))
 
@@ -227,14 +222,16 @@ def main() -> None:
             {"label": name, "artwork": rng.choice(some[name]), "stands_for_label": True} for name in chosen
         ]
         embeds = torch.stack([draw_embedding(row, text_space, image_space, rng) for row in given])
-        return chosen, torch.stack(pictures).contiguous(memory_format=torch.channels_last), embeds
+        images = torch.stack(pictures).to(args.device).contiguous(memory_format=torch.channels_last)
+        return chosen, images, embeds.to(args.device)
 
-    if not reads_already and not state_file.exists():
+    full = torch.ones(args.batch, 1, device=args.device)  # strength
+    if not reads_already and not run.kept:
         alone = torch.optim.Adam(reading.values(), lr=3e-3)
         for number in range(READING_STEPS):
             _, images, embeds = draw(random.Random(f"reading {args.seed} {number}"))
             with torch.no_grad():
-                fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(args.batch, 1))
+                fused = stylizer.fuse(images * 2 - 1, embeds, full)
             loss = reading_loss(stylizer, fused, images)
             alone.zero_grad()
             loss.backward()
@@ -242,17 +239,13 @@ def main() -> None:
             if number % 100 == 99:
                 print(f"reads the finest light to {loss.item():.4f}", flush=True)
     average = average or {name: p.detach().clone() for name, p in trained.items()}
-    start, saved, logged = time.monotonic() - spent, spent, defaultdict(float)
-    while (spent := time.monotonic() - start) < 60 * args.minutes:
-        share = spent / (60 * args.minutes)
-        for group in optimizer.param_groups:  # a short warm-up, then cosine over the time budget
-            group["lr"] = args.lr * min(1, (step + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
+    for step in run:
         rng = random.Random(f"{args.seed} {step}")
         chosen, images, embeds = draw(rng)
-        asked = torch.tensor([distance.names.index(name) for name in chosen])
+        asked = torch.tensor([distance.names.index(name) for name in chosen], device=args.device)
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-            fused = stylizer.fuse(images * 2 - 1, embeds, torch.ones(args.batch, 1))
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            fused = stylizer.fuse(images * 2 - 1, embeds, full)
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
         view = at_view(result[INSIDE], scale)
@@ -284,8 +277,7 @@ def main() -> None:
         terms["reading"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
-        step += 1
-        keep = min(0.997, step / (step + 10))
+        keep = min(0.997, (step + 1) / (step + 11))
         with torch.no_grad():
             for name, p in trained.items():
                 average[name].lerp_(p, 1 - keep)
@@ -296,32 +288,17 @@ def main() -> None:
         for name, place in zip(chosen, worst.tolist(), strict=True):
             missed[name] += 0.3 * ((place > 0) - missed[name])
 
-        terms |= {"SSIM": kept.mean(), "top-5": (places[0] < 5).float().mean()}
-        terms |= {"predictor's": (places[1] < 5).float().mean()}
-        for name, term in terms.items():
-            logged[name] += term.item() / 100
-        if step % 100 == 0:
-            print(
-                f"{step} steps, {spent / 60:.1f} min, " + " ".join(f"{k} {v:.4f}" for k, v in logged.items())
-                + f" labels missed {sum(missed.values()):.0f}, weight {ssim_weight:.1f}",
-                flush=True,
-            )  # fmt: skip
-            logged.clear()
-        if spent - saved > SAVE_EVERY:
-            saved = spent
+        run.log(
+            **terms,
+            **{"SSIM": kept.mean(), "ssim_weight": ssim_weight, "missed": sum(missed.values())},
+            **{"top-5": (places[0] < 5).float().mean(), "predictor's": (places[1] < 5).float().mean()},
+        )
+        if run.due():
             save(stylizer, started, average, args)
-            sheet = args.out / f"samples-{round(spent / 60):03}.png"
+            sheet = args.out / f"samples-{round(run.spent / 60):03}.png"
             draw_samples(stylizer, average, text_space, args.data, sheet)
-            state = {
-                "trained": trained,
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "missed": missed,
-                "ssim_weight": ssim_weight,
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, state_file)
+            run.save(trained=trained, average=average, missed=missed, ssim_weight=ssim_weight)
+    run.save(trained=trained, average=average, missed=missed, ssim_weight=ssim_weight)
     save(stylizer, started, average, args)
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 

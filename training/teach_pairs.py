@@ -66,7 +66,8 @@ def main() -> None:
     for row in rows:
         if row["kind"] == "style":
             artworks[row["label"]].append(args.data / row["file"])
-    sample = random.Random(0).sample([file for files in artworks.values() for file in files], 300)
+    every = [file for files in artworks.values() for file in files]
+    sample = random.Random(0).sample(every, min(300, len(every)))
     deviation = torch.stack([look(file) for file in sample]).std(0)
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def main() -> None:
         rng = random.Random(f"0 {label}")
         first, *rest = most_typical_first(artworks[label], deviation)
         chosen = [(first, args.photos), *((art, args.photos_of_others) for art in rest[: args.others])]
-        for art, photo in [(art, photo) for art, n in chosen for photo in rng.sample(photos, n)]:
+        for art, photo in [(art, photo) for art, n in chosen for photo in rng.sample(photos, min(n, len(photos)))]:
             count += 1
             if count <= done:
                 continue

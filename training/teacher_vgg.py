@@ -46,11 +46,13 @@ class _LargestOfFour(torch.autograd.Function):
         return grad
 
 
-def load_teacher(file: Path, stages: int = 5) -> tuple[Teacher, list[Tensor]]:
+def load_teacher(
+    file: Path, stages: int = 5, device: str | torch.device = "cpu"
+) -> tuple[Teacher, list[Tensor]]:
     """The network as far as a stage, and the weights of its five LPIPS heads. Gradients pass to the images."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = torch.load(file, map_location=device, weights_only=True)
     if not any(key.endswith(".filt") for key in state):
-        vgg = VGGFeatures.from_state_dict(state)
+        vgg = VGGFeatures.from_state_dict(state).to(device)
         convs = [name for name in vgg.convs if int(name[0]) <= stages]
         names = [f"relu{name}" for name in convs]
         return lambda images: dict(zip(convs, vgg(images, names).values(), strict=True)), list(

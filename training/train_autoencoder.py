@@ -9,7 +9,6 @@ minutes and at the end. Runs again from OUT/state.pt if it is there.
 import argparse
 import math
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from pictures import Pictures, picture_files
+from timed_run import TimedRun, add_run_options
 from torch import Tensor, nn
 
 
@@ -59,56 +59,39 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=40, help="of training, all runs together")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=40, lr=1e-3, batch=8)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=288, limit=1500)
     evaluation = Pictures(picture_files(args.data / "eval"), side=256)
-    held_out = evaluation.crops(16, 192, random.Random(1)) * 2 - 1
-    vae = new_autoencoder().to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    held_out = evaluation.crops(16, 192, random.Random(1)).to(args.device) * 2 - 1
+    vae = new_autoencoder().to(args.device, memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
-
-    begin, saved = time.monotonic() - spent, spent
-    while (spent := time.monotonic() - begin) < 60 * args.minutes:
-        for group in optimizer.param_groups:  # cosine over the time budget
-            group["lr"] = args.lr * max(0.01, 0.5 + 0.5 * math.cos(math.pi * spent / (60 * args.minutes)))
-        # Every step has its own random numbers, so a resumed run goes on where it was.
-        images = pictures.crops(args.batch, args.crop, random.Random(f"{args.seed} {step}")) * 2 - 1
-        latents = vae.encode(images).latents
-        # A little noise keeps the decoder smooth around the latents that styles move to.
-        result = vae.decode(latents + 0.005 * torch.randn_like(latents)).sample
+    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, save_every=120)
+    if run.kept:
+        vae.load_state_dict(run.kept["vae"])
+    for step in run:
+        images = pictures.crops(args.batch, args.crop, random.Random(f"{args.seed} {step}"))
+        images = images.to(args.device) * 2 - 1
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            latents = vae.encode(images).latents.float()
+            # A little noise keeps the decoder smooth around the latents that styles move to.
+            result = vae.decode(latents + 0.005 * torch.randn_like(latents)).sample.float()
         loss = picture_distance(result, images) + 1e-3 * latents.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        if spent - saved > 120:
-            saved = spent
+        run.log(loss=loss)
+        if run.due():
             with torch.no_grad():
                 error = F.mse_loss(vae(held_out).sample.clamp(-1, 1), held_out).item() / 4
-            print(
-                f"{step} steps, {spent / 60:.1f} min, loss {loss.item():.4f}, PSNR {-10 * math.log10(error):.2f} dB"
-            )
+            run.say(f"PSNR of held-out pictures {-10 * math.log10(error):.2f} dB")
             vae.save_pretrained(args.out)
-            state = {
-                "vae": vae.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, state_file)
+            run.save(vae=vae.state_dict())
     vae.save_pretrained(args.out)
+    run.save(vae=vae.state_dict())
 
 
 if __name__ == "__main__":

@@ -15,10 +15,7 @@ OUT/pipeline, in half precision, and a sheet of held-out photos in the styles of
 
 import argparse
 import json
-import math
 import random
-import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from diffusers import AutoencoderTiny
 from pictures import read
 from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
+from timed_run import TimedRun, add_run_options
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from train_stylizer import at_view, read_at_teacher_size, statistics
@@ -144,7 +142,6 @@ def main() -> None:
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--start", type=Path, help="pipeline of the same model and sizes")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: other sizes, or an ablation")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, all runs together")
     parser.add_argument(
         "--steps", type=int, help="end after so many steps, whatever the minutes: for comparisons"
     )
@@ -153,16 +150,12 @@ def main() -> None:
     )
     parser.add_argument("--imitation-weight", type=float, default=0.3, help="beside the losses")
     parser.add_argument("--shuffles", type=int, choices=(0, 1), default=1, help="of Mamba-ST's style tokens")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--crop", type=int, default=192)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=60, lr=1e-3, batch=4)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    device = torch.device(args.device)
+    device = args.device
     tiny = Imitated(args.tiny).to(device, memory_format=torch.channels_last)
     kind, pipeline = MODELS[args.model]
     model = kind(**{**SIZES[args.model], "styled_decoder": tiny.options(), **args.config})
@@ -182,7 +175,7 @@ def main() -> None:
     }
     artworks = {art: read(args.data / art, STYLE_SIDE) for art in sorted({pair["artwork"] for pair in pairs})}
     usable = [pair for pair in pairs if min(contents[pair["photo"]].shape[-2:]) > args.crop]
-    vgg, _ = load_teacher(args.vgg)
+    vgg, _ = load_teacher(args.vgg, device=device)
     some = random.Random(0).sample(sorted(artworks), min(40, len(artworks)))
 
     def maps_of(images: Tensor) -> dict[str, Tensor]:
@@ -199,25 +192,20 @@ def main() -> None:
 
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     average = AveragedModel(model, avg_fn=lambda kept, new, n: kept.lerp(new, max(0.003, 10 / (n + 10))))
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        step, spent = state["step"], state["spent"]
-
-    begin, saved, logged = time.monotonic() - spent, spent, defaultdict(list)
-    while True:
-        spent = time.monotonic() - begin
-        share = step / args.steps if args.steps else spent / (60 * args.minutes)
-        if share >= 1:
-            break
-        for group in optimizer.param_groups:  # a short warm-up, then cosine over the budget
-            group["lr"] = (
-                args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
-            )
-        by_losses = min(1.0, max(0.0, share - args.losses_from) * 20)  # fades in over a twentieth
+    run = TimedRun(
+        args.out / "state.pt",
+        args.minutes,
+        optimizer,
+        steps=args.steps,
+        warm_up=100,
+        least=0.02,
+        log_every=50,
+    )
+    if run.kept:
+        model.load_state_dict(run.kept["model"])
+        average.load_state_dict(run.kept["average"])
+    for step in run:
+        by_losses = min(1.0, max(0.0, run.share - args.losses_from) * 20)  # fades in over a twentieth
         model.decoder.requires_grad_(by_losses > 0)  # it knows already what the rest has to learn first
         rng = random.Random(f"{args.seed} {step}")
         torch.manual_seed(rng.randrange(2**31))  # of the shuffles
@@ -258,24 +246,11 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        step += 1
-        for name, term in terms.items():
-            logged[name].append(term.item())
-        if step % 50 == 0:
-            means = " ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in logged.items())
-            print(f"{step} steps, {spent / 60:.1f} min, {means}", flush=True)
-            logged.clear()
-        if spent - saved > 180:
-            saved = spent
-            save(pipeline(average.module), args, f"samples-{round(spent / 60):03}.png")
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average.state_dict(),
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, state_file)
+        run.log(**terms)
+        if run.due():
+            save(pipeline(average.module), args, f"samples-{round(run.spent / 60):03}.png")
+            run.save(model=model.state_dict(), average=average.state_dict())
+    run.save(model=model.state_dict(), average=average.state_dict())
     save(pipeline(average.module), args, "samples.png")
 
 

@@ -9,9 +9,7 @@ the distances that the teacher's LPIPS gives to pairs of crops. Runs again from 
 """
 
 import argparse
-import math
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -19,17 +17,20 @@ import torch.nn.functional as F
 from pictures import Pictures, picture_files
 from scipy.optimize import nnls
 from teacher_vgg import Teacher, load_teacher
+from timed_run import TimedRun, add_run_options
 from torch import Tensor, nn
 
 from stylemamba.pipeline.perceptual import VGGFeatures, lpips_head
 
 TAPS = VGGFeatures.lpips_taps
 CHANNELS = (16, 32, 64, 128, 128)  # 0.9 million weights, a sixteenth of the teacher's arithmetic
+HEAD_CROPS = 60  # that the LPIPS heads are fitted to, each with seven distortions
 
 
 @torch.no_grad()
 def pruned_teacher(teacher: Teacher, images: Tensor, samples: int = 20_000) -> VGGFeatures:
-    network = VGGFeatures(depth=16, channels=CHANNELS).to(memory_format=torch.channels_last)
+    network = VGGFeatures(depth=16, channels=CHANNELS)
+    network = network.to(images.device, memory_format=torch.channels_last)
     wanted = teacher(images)
     x = (images - images.new_tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / images.new_tensor(
         (0.229, 0.224, 0.225)
@@ -59,7 +60,7 @@ def pruned_teacher(teacher: Teacher, images: Tensor, samples: int = 20_000) -> V
 def solve(patches: Tensor, target: Tensor) -> Tensor:
     """Ridge regression, (n, p) and (n, q) -> (p, q)."""
     gram = patches.T.double() @ patches.double()
-    gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve(gram, patches.T.double() @ target.double()).float()
 
 
@@ -129,7 +130,7 @@ def fit_lpips_heads(
                 maps = [network(image, TAPS) for image in (crop, other)]
                 # With a head that is one for one channel, `lpips_head` is that channel's share.
                 rows.append(torch.cat([_channel_distances(maps[0][tap], maps[1][tap]) for tap in TAPS]))
-    table, target = torch.stack(rows), torch.stack(wanted)
+    table, target = torch.stack(rows).cpu(), torch.stack(wanted).cpu()
     seen = torch.arange(len(table)) % 5 > 0
     ridge = 0.01 * table.square().mean(0).sum().sqrt() * torch.eye(table.shape[1])
     weights, _ = nnls(
@@ -151,7 +152,8 @@ def distortions(crop: Tensor) -> list[Tensor]:
     blurred = F.interpolate(F.avg_pool2d(crop, 2), scale_factor=2.0, mode="bilinear")
     coarse = F.interpolate(F.avg_pool2d(crop, 8), scale_factor=8.0, mode="bilinear")
     noisy = (crop + 0.1 * torch.randn_like(crop)).clamp(0, 1)
-    tinted = (crop * (0.6 + 0.6 * torch.rand(1, 3, 1, 1)) + 0.2 * torch.rand(1, 3, 1, 1)).clamp(0, 1)
+    gain, offset = torch.rand(2, 1, 3, 1, 1, device=crop.device)
+    tinted = (crop * (0.6 + 0.6 * gain) + 0.2 * offset).clamp(0, 1)
     posterised = (crop * 3).round() / 3
     return [blurred, coarse, noisy, tinted, posterised, crop.flip(-1), 1 - crop]
 
@@ -163,63 +165,49 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of the teacher, see teacher_vgg.py")
-    parser.add_argument("--minutes", type=float, default=15, help="of training, all runs together")
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=96)
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=15, lr=3e-4, batch=8)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    teacher, heads = load_teacher(args.vgg)
+    teacher, heads = load_teacher(args.vgg, device=args.device)
     pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=160)
     evaluation = Pictures(picture_files(args.data / "eval"), side=160)
-    held_out = evaluation.crops(16, args.crop, random.Random(1))
-    first = pictures.crops(64, args.crop, random.Random(0))
+    held_out = evaluation.crops(16, args.crop, random.Random(1)).to(args.device)
+    first = pictures.crops(64, args.crop, random.Random(0)).to(args.device)
     network = pruned_teacher(teacher, first)
-    readout = Readout(taps(teacher, first))
+    readout = Readout(taps(teacher, first)).to(args.device)
     readout.begin(list(network(first, TAPS).values()), taps(teacher, first))
     parameters = [*network.convs.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=1e-4)
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        network.load_state_dict(state["network"])
-        readout.load_state_dict(state["readout"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
-
-    begin, saved = time.monotonic() - spent, spent
-    while (spent := time.monotonic() - begin) < 60 * args.minutes:
-        for group in optimizer.param_groups:  # cosine over the time budget
-            decay = max(0.01, 0.5 + 0.5 * math.cos(math.pi * spent / (60 * args.minutes)))
-            # The warm-up keeps what least squares found: full steps at once lose most of it.
-            group["lr"] = args.lr * min(1, (step + 1) / 100) * decay
+    # The warm-up keeps what least squares found: full steps at once lose most of it.
+    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, warm_up=100, save_every=60)
+    if run.kept:
+        network.load_state_dict(run.kept["network"])
+        readout.load_state_dict(run.kept["readout"])
+    for step in run:
         images = pictures.crops(args.batch, args.crop, random.Random(f"{args.seed} {step}"))
-        images = images.contiguous(memory_format=torch.channels_last)
-        loss = sum(readout.unexplained(list(network(images, TAPS).values()), taps(teacher, images)))
+        images = images.to(args.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            maps = [tap.float() for tap in network(images, TAPS).values()]
+            wanted = [tap.float() for tap in taps(teacher, images)]
+        loss = sum(readout.unexplained(maps, wanted))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        if spent - saved > 60:
-            saved = spent
+        run.log(loss=loss)
+        if run.due():
             with torch.no_grad():
                 shares = readout.unexplained(list(network(held_out, TAPS).values()), taps(teacher, held_out))
             kept = " ".join(f"{1 - share.item():.3f}" for share in shares)
-            print(f"{step} steps, {spent / 60:.1f} min, loss {loss.item():.3f}, explained {kept}", flush=True)
+            run.say(f"explained of held-out pictures' maps {kept}")
             network.save_pretrained(args.out)
-            state = {
-                "network": network.state_dict(),
-                "readout": readout.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, state_file)
+            run.save(network=network.state_dict(), readout=readout.state_dict())
+    run.save(network=network.state_dict(), readout=readout.state_dict())
 
     rng = random.Random(f"{args.seed} heads")
-    correlation = fit_lpips_heads(network, teacher, heads, [pictures.crops(1, 128, rng) for _ in range(60)])
+    crops = [pictures.crops(1, 128, rng).to(args.device) for _ in range(HEAD_CROPS)]
+    correlation = fit_lpips_heads(network, teacher, heads, crops)
     print(f"LPIPS of the small network and of the teacher on pairs left out: correlation {correlation:.3f}")
     network.save_pretrained(args.out)
 

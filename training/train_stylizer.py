@@ -14,21 +14,19 @@ Runs again from OUT/state.pt if it is there; writes OUT/style_memory, OUT/fusion
 
 import argparse
 import json
-import math
 import random
-import time
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from pictures import read
+from pictures import read, read_unit
 from PIL import Image
 from style_wordings import wordings
 from teach_pairs import HELD_OUT, LONG_SIDE
 from teacher_vgg import Teacher, load_teacher
+from timed_run import TimedRun, add_run_options
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipTextModel
 
@@ -173,10 +171,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
     parser.add_argument("--image-encoder", type=Path, required=True)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
-    parser.add_argument("--minutes", type=float, default=120, help="of training, all runs together")
     parser.add_argument("--sharpen-from", type=float, default=15, help="minutes")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--crop", type=int, default=160)
     parser.add_argument(
         "--teacher-weight", type=float, default=0.7, help="of the teacher's pixels, while sharpening"
@@ -189,29 +184,30 @@ def main() -> None:
         "--style-weight", type=float, default=0.1, help="of the statistics of the artwork's maps"
     )
     parser.add_argument("--label-weight", type=float, default=0.05, help="of the embedding of the result")
-    parser.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=120, lr=2e-3, batch=5)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     pairs = Pairs(args.data, args.pairs)
-    maps_of = see(args.vgg, stages=4, bfloat16=args.bfloat16)
-    close_maps_of = see(args.vgg, stages=2, bfloat16=args.bfloat16)
+    maps_of = see(args.vgg, 4, args.device, args.bfloat16)
+    close_maps_of = see(args.vgg, 2, args.device, args.bfloat16)
 
     artworks = sorted({row["artwork"] for row in pairs.rows})
     cache = args.out / "statistics.pt"  # minutes of work
     if not cache.exists():
         args.out.mkdir(parents=True, exist_ok=True)
         wanted = [
-            taken(maps_of(read(args.data / art, STYLE_SIDE)[None].float() / 255), STYLE_TAPS)
+            taken(maps_of(read_unit(args.data / art, STYLE_SIDE, args.device)), STYLE_TAPS)
             for art in artworks
         ]
         torch.save([[tuple(tap) for tap in of_art] for of_art in wanted], cache)
-    wanted = [[StyleStatistics(*tap) for tap in of_art] for of_art in torch.load(cache, weights_only=True)]
+    wanted = torch.load(cache, map_location=args.device, weights_only=True)
+    wanted = [[StyleStatistics(*tap) for tap in of_art] for of_art in wanted]
     scales = [torch.cat([w.mean_std for w in tap]).std(0) + 1e-2 for tap in zip(*wanted, strict=True)]
     wanted = dict(zip(artworks, wanted, strict=True))
 
-    judge = SiglipEncoder(None, image_encoder=StatisticsEncoder.from_pretrained(args.image_encoder))
+    tower = StatisticsEncoder.from_pretrained(args.image_encoder).to(args.device)
+    judge = SiglipEncoder(None, image_encoder=tower)
     text_space = embed_labels(args.data, args.text)
     memory = StyleMemory.of(torch.stack([embeds.mean(0) for embeds in text_space.values()]))
     memory.save_pretrained(args.out / "style_memory")
@@ -227,43 +223,33 @@ def main() -> None:
 
     vae = AutoencoderTiny.from_pretrained(args.vae).requires_grad_(False).eval()
     vae = vae.to(memory_format=torch.channels_last)
-    stylizer = Stylizer(vae, cond_dim=next(iter(text_space.values())).shape[1])
+    stylizer = Stylizer(vae, cond_dim=next(iter(text_space.values())).shape[1]).to(args.device)
     parameters = [*stylizer.fusion.parameters(), *stylizer.decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, betas=(0.9, 0.99))
     average = {name: p.detach().clone() for name, p in stylizer.named_parameters() if p.requires_grad}
-    state_file, step, spent = args.out / "state.pt", 0, 0.0
-    args.out.mkdir(parents=True, exist_ok=True)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        stylizer.load_state_dict(state["stylizer"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        average, step, spent = state["average"], state["step"], state["spent"]
-
-    begin, saved, logged = time.monotonic() - spent, spent, defaultdict(float)
-    while (spent := time.monotonic() - begin) < 60 * args.minutes:
-        share = spent / (60 * args.minutes)
-        for group in optimizer.param_groups:  # a short warm-up, then cosine over the time budget
-            group["lr"] = (
-                args.lr * min(1, (step + 1) / 100) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * share))
-            )
-        sharpening = min(1.0, max(0.0, spent / 60 - args.sharpen_from) / 5)
+    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, warm_up=100, least=0.02)
+    if run.kept:
+        stylizer.load_state_dict(run.kept["stylizer"], strict=False)
+        average = run.kept["average"]
+    for step in run:
+        sharpening = min(1.0, max(0.0, run.spent / 60 - args.sharpen_from) / 5)
         rng = random.Random(f"{args.seed} {step}")
         chosen = rng.choices(usable, chances, k=args.batch)
         photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
         photos, targets = (
-            torch.stack(side).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+            torch.stack(side).to(args.device).float().div_(127.5).sub_(1)
+            .contiguous(memory_format=torch.channels_last)
             for side in (photos, targets)
-        )
+        )  # fmt: skip
         rows = [pairs.rows[i] for i in chosen]
         embeds = torch.stack([draw_embedding(row, text_space, image_space, rng) for row in rows])
-        strength = torch.tensor([[draw_strength(rng)] for _ in rows])
+        embeds = embeds.to(args.device)
+        strength = torch.tensor([[draw_strength(rng)] for _ in rows], device=args.device)
         wish = torch.lerp(photos, targets, strength[:, :, None, None])
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
             result = stylizer(photos, embeds, strength).float()
-        weight = torch.lerp(
-            torch.ones(args.batch), torch.tensor(args.teacher_weight), sharpening * strength[:, 0].floor()
-        )
+        weight = 1 - sharpening * strength[:, 0].floor() * (1 - args.teacher_weight)
         terms = {"teacher": picture_distance(result, wish, weight)}
         full = (strength[:, 0] == 1).nonzero()[:, 0]
         if sharpening and len(full):
@@ -292,43 +278,27 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step += 1
-        keep = min(0.997, step / (step + 10))
+        keep = min(0.997, (step + 1) / (step + 11))
         with torch.no_grad():
             for name, p in stylizer.named_parameters():
                 if name in average:
                     average[name].lerp_(p, 1 - keep)
-        for name, term in terms.items():
-            logged[name] += term.item() / 100
-        if step % 100 == 0:
-            print(
-                f"{step} steps, {spent / 60:.1f} min, " + " ".join(f"{k} {v:.4f}" for k, v in logged.items()),
-                flush=True,
-            )
-            logged.clear()
-        if spent - saved > 180:
-            saved = spent
+        run.log(**terms)
+        if run.due():
             save(stylizer, average, args.out)
-            draw_samples(
-                stylizer, average, text_space, args.data, args.out / f"samples-{round(spent / 60):03}.png"
-            )
-            state = {
-                "stylizer": stylizer.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, state_file)
+            sheet = args.out / f"samples-{round(run.spent / 60):03}.png"
+            draw_samples(stylizer, average, text_space, args.data, sheet)
+            run.save(stylizer=stylizer.state_dict(), average=average)
+    run.save(stylizer=stylizer.state_dict(), average=average)
     save(stylizer, average, args.out)
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 
 
-def see(vgg: Path, stages: int, bfloat16: bool) -> Teacher:
-    network, _ = load_teacher(vgg, stages=stages)
+def see(vgg: Path, stages: int, device: torch.device, bfloat16: bool) -> Teacher:
+    network, _ = load_teacher(vgg, stages, device)
 
     def maps_of(images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             return network(images)
 
     return maps_of
@@ -359,7 +329,8 @@ def embed_labels(data: Path, text: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def embed_artworks(data: Path, artworks: list[str], encoder: SiglipEncoder) -> dict[str, Tensor]:
-    return {art: encoder.embed_images(read(data / art, 256)[None].float() / 255)[0] for art in artworks}
+    device = encoder.image_encoder.device
+    return {art: encoder.embed_images(read_unit(data / art, 256, device))[0].cpu() for art in artworks}
 
 
 def draw_embedding(row: dict, text_space: dict, image_space: dict, rng: random.Random) -> Tensor:
@@ -400,15 +371,16 @@ class averaged:
 @torch.no_grad()
 def draw_samples(stylizer: Stylizer, average: dict, text_space: dict, data: Path, file: Path) -> None:
     """Two held-out photos in some styles, 384 px."""
-    rows = []
+    rows, device = [], next(stylizer.parameters()).device
     with averaged(stylizer, average):
         for name in HELD_OUT["photos"][:3:2]:
-            photo = read(data / name, 256)[None, :, :256, :256].float() / 127.5 - 1
+            photo = read_unit(data / name, 256, device)[..., :256, :256] * 2 - 1
             tiles = [photo]
             for label in (label for label in SAMPLES if label in text_space):
-                tiles.append(stylizer(photo, text_space[label][:1], torch.ones(1, 1)))
+                embeds, strength = text_space[label][:1].to(device), torch.ones(1, 1, device=device)
+                tiles.append(stylizer(photo, embeds, strength))
             rows.append(torch.cat(tiles, -1))
-    to_pil(torch.cat(rows, -2).clamp(-1, 1) / 2 + 0.5).save(file)
+    to_pil(torch.cat(rows, -2).clamp(-1, 1).cpu() / 2 + 0.5).save(file)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import copy
 import hashlib
 import json
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from style_corpus import StyleCorpus, Wording, held_out_strings, read_vocabulary
+from timed_run import TimedRun, add_run_options
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -56,11 +56,11 @@ DESCRIPTIONS = Path(__file__).with_name(
 class SentenceEncoder:
     """A BERT whose sentence vector is the mean over its tokens, at unit length."""
 
-    def __init__(self, folder: Path, bfloat16: bool = False) -> None:
+    def __init__(self, folder: Path, bfloat16: bool = False, device: str | torch.device = "cpu") -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         # Three times as fast on a CPU that has it, at a cosine of 0.9999 to float32, and slower on others.
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        self.model = AutoModel.from_pretrained(folder, dtype=dtype).eval()
+        self.model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(device)
 
     def words(self) -> list[str]:
         """The whole words it knows."""
@@ -78,10 +78,10 @@ class SentenceEncoder:
                 padding=True,
                 truncation=True,
                 return_tensors="pt",
-            )
+            ).to(self.model.device)
             mask = inputs["attention_mask"][..., None]
             hidden = self.model(**inputs).last_hidden_state.float()
-            vectors[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+            vectors[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
         return vectors
 
     def embed_cached(self, texts: Sequence[str], folder: Path, shard: int = 8192) -> Tensor:
@@ -238,10 +238,10 @@ def last_position(tower: SiglipTextModel, ids: Tensor, whole: bool = True) -> Te
 @torch.no_grad()
 def embed_texts(tower: SiglipTextModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
     parts = [
-        tower(input_ids=token_ids(tokenizer, texts[i : i + 256])).pooler_output
+        tower(input_ids=token_ids(tokenizer, texts[i : i + 256]).to(tower.device)).pooler_output
         for i in range(0, len(texts), 256)
     ]
-    return F.normalize(torch.cat(parts), dim=-1)
+    return F.normalize(torch.cat(parts), dim=-1).cpu()
 
 
 def perturbed(text: str, rng: random.Random) -> str:
@@ -298,7 +298,8 @@ class Spoken:
 
     def loss(self, result: Tensor, labels: Tensor) -> Tensor:
         """How unlikely the labels are, of unit vectors (N, E), if the nearest is the likeliest."""
-        return F.cross_entropy(result @ self.places.T / TEMPERATURE, labels, label_smoothing=0.1)
+        places, labels = self.places.to(result.device), labels.to(result.device)
+        return F.cross_entropy(result @ places.T / TEMPERATURE, labels, label_smoothing=0.1)
 
 
 def lesson(wordings: Sequence[Wording], vectors: dict[str, Tensor], certain: int = 0) -> Lesson:
@@ -327,35 +328,25 @@ def train(
     The first third of the time goes to the words and the last layer alone: many cheap steps.
     """
     optimizer = torch.optim.AdamW(tower.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    state_file, step, spent = out / "state.pt", 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        tower.load_state_dict(state["tower"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+    run = TimedRun(out / "state.pt", minutes, optimizer, warm_up=200, save_every=60)
+    if run.kept:
+        tower.load_state_dict(run.kept["tower"])
 
     def save() -> None:
         copy.deepcopy(tower).half().save_pretrained(out / "tower" / "text_encoder")
-        state = {
-            "tower": tower.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "spent": spent,
-        }
-        torch.save(state, state_file)
+        run.save(tower=tower.state_dict())
 
-    begin, saved, losses, warm = time.monotonic() - spent, spent, [], {False: 0, True: 0}
-    while (spent := time.monotonic() - begin) < 60 * minutes and len(losses) != max_steps:
-        rate = 0.5 + 0.5 * math.cos(math.pi * spent / (60 * minutes))  # over the time budget
-        whole = spent > 60 * minutes / 3
-        warm[whole] += 1  # a warm-up, and another one for the layers that join
-        for group in optimizer.param_groups:
-            group["lr"] = lr * max(0.01, rate) * min(1, warm[whole] / 200)
+    losses, whole = [], run.share > 1 / 3
+    for step in run:
+        if not whole and run.share > 1 / 3:
+            whole = True
+            run.warm_again()  # for the layers that join
         rng = random.Random(f"{seed} {step}")
         texts, targets = rows.batch(batch, rng)
         said, labels = spoken.batch(batch // 2, rng) if spoken else ([], None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            result = last_position(tower, token_ids(tokenizer, texts + said), whole)
+        ids, targets = (x.to(tower.device) for x in (token_ids(tokenizer, texts + said), targets))
+        with torch.autocast(tower.device.type, torch.bfloat16, enabled=bfloat16):
+            result = last_position(tower, ids, whole)
         result = F.normalize(result.float(), dim=-1)
         loss = distance(result[:batch], targets)
         if spoken:
@@ -365,15 +356,14 @@ def train(
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1)
         optimizer.step()
         losses.append(loss.item())
-        step += 1
-        if spent - saved > 60:
-            saved = spent
+        run.log(loss=loss)
+        if run.due():
             save()
-            message = f"{step} steps, {spent / 60:.1f} min, loss {np.mean(losses[-50:]):.4f}"
             if held_out is not None:
                 cosine = (embed_texts(tower, tokenizer, held_out.texts) * held_out.targets).sum(-1).mean()
-                message += f", held-out cosine {cosine:.4f}"
-            print(message, flush=True)
+                run.say(f"cosine of held-out texts {cosine:.4f}")
+        if len(losses) == max_steps:
+            break
     save()
     return losses
 
@@ -495,7 +485,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sentence-encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--start", type=Path, help="a pipeline whose space and styles stay")
-    parser.add_argument("--minutes", type=float, default=15, help="of training, all runs together")
     parser.add_argument("--styles", type=int, default=50000, help="of the grammar, each in three wordings")
     parser.add_argument("--sentences", type=int, default=20000, help="of the grammar besides them")
     parser.add_argument("--space-styles", type=int, default=6000, help="that the space is fitted to")
@@ -507,16 +496,13 @@ def main() -> None:
         default=[REPOSITORY / "training" / "held_out.json", REPOSITORY / "benchmarks" / "prompts.json"],
         help="JSON files whose strings no training sees",
     )
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--bfloat16", action="store_true", help="where the machine has it")
-    parser.add_argument("--seed", type=int, default=0)
+    add_run_options(parser, minutes=15, lr=1e-3, batch=128)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     cache, manifest = args.out / "sentences", args.data / "manifest.jsonl"
-    sentences = SentenceEncoder(args.sentence_encoder, args.bfloat16)
+    sentences = SentenceEncoder(args.sentence_encoder, args.bfloat16, args.device)
     styles, photos = read_captions(manifest)
     held_out = held_out_strings(*args.held_out)
     reserved = {text.casefold() for text in held_out}
@@ -569,7 +555,7 @@ def main() -> None:
         tokenizer = train_tokenizer(read, args.tokens)
         tokenizer.save_pretrained(tokenizer_folder)
     pieces = [piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
-    tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache)))
+    tower = new_tower(tokenizer, space(sentences.embed_cached(pieces, cache))).to(args.device)
     train(
         tower, tokenizer, lesson(rows, vectors, len(certain)), args.out, args.minutes, args.lr, args.batch, args.seed,
         args.bfloat16, spoken=spoken, held_out=lesson(unseen, vectors),
