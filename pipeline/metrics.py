@@ -318,6 +318,7 @@ def _perceptual_scores(perceptual, pairs: list[tuple[Tensor, Tensor]]) -> dict[s
     }
     wanted = dict.fromkeys(tap for names in taps.values() for tap in names)
     for pair in pairs:
+        pair = [image.to(perceptual.lpips_heads[0].device) for image in pair]
         maps = [perceptual(image, wanted) for image in pair]
         layers = {name: [[m[tap] for tap in names] for m in maps] for name, names in taps.items()}
         scores["lpips"].append(perceptual.lpips(*pair))
@@ -331,6 +332,7 @@ def _style_distances(
     perceptual, pairs: list[tuple[Tensor, Tensor]], style: Picture | Sequence[Picture]
 ) -> list[Tensor]:
     def layers(image: Tensor) -> list[Tensor]:
+        image = image.to(perceptual.lpips_heads[0].device)
         return list(perceptual(image, perceptual.style_taps).values())
 
     wanted = [layers(picture.rgb) for picture in read_images(style)]
@@ -349,8 +351,8 @@ def _text_scores(
         raise ValueError(f"got {len(prompts)} prompts for {len(pairs)} pictures; wanted one, or one for each")
     source = encoder.embed_texts([source_prompt])
     FT = encoder.embed_texts(prompts)
-    FY = torch.cat([encoder.embed_images(one) for one, _ in pairs])
-    FX = torch.cat([encoder.embed_images(other) for _, other in pairs])
+    FY = torch.cat([encoder.embed_images(one.to(FT.device)) for one, _ in pairs])
+    FX = torch.cat([encoder.embed_images(other.to(FT.device)) for _, other in pairs])
     cosines = cosine(FY, FT)
     family = getattr(encoder, "family", "siglip")
     scores = {f"{family}_cos": list(cosines), "dir_sim": list(directional_cosine(FY, FX, FT, source))}
