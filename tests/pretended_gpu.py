@@ -2,7 +2,8 @@
 
 Within `PretendedGPU()` code may move tensors to `cuda`. They stay where they are and are marked; results of marked tensors are
 marked, and an operation on both kinds raises what torch would raise. All numbers are computed for real, by torch on the CPU.
-What it does not see: kernels, precision and speed of a GPU.
+What it does not see: kernels, precision and speed of a GPU; what torch itself calls, such as the backward of a
+`torch.autograd.Function`; numpy's own reading of a tensor.
 """
 
 import torch
@@ -52,8 +53,7 @@ class PretendedGPU(TorchFunctionMode):
             return place(load(*args, map_location="cpu", **kwargs), is_gpu(map_location))
 
         def pretended_apply(cls, *args):
-            with torch._C.DisableTorchFunction():
-                found = apply.__get__(None, cls)(*args)
+            found = apply.__get__(None, cls)(*args)
             return place(found, any(map(on_gpu, tree_flatten(args)[0])))
 
         def pretended_subclass(cls, data, *args, **kwargs):
@@ -126,7 +126,8 @@ class PretendedGPU(TorchFunctionMode):
     def _check(self, name, first, tensors):
         if name in CROSSING or (name == "__getitem__" and on_gpu(first)):
             return
-        sides = {on_gpu(tensor) for tensor in tensors if tensor.dim() or on_gpu(tensor)}
+        joins = name in ("stack", "cat")  # where a number of the CPU will not do
+        sides = {on_gpu(tensor) for tensor in tensors if tensor.dim() or on_gpu(tensor) or joins}
         if name in ("__setitem__", "index_put_") and on_gpu(first):
             return
         if len(sides) > 1:

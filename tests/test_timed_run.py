@@ -67,12 +67,16 @@ def test_parameters_that_join_get_a_warm_up_of_their_own(tmp_path):
     _, optimizer = new(lr=1.0)
     run, rates = TimedRun(tmp_path / "state.pt", 0, optimizer, steps=1000, warm_up=10), []
     for step in run:
-        rates.append(optimizer.param_groups[0]["lr"])
         if step == 29:
             run.warm_again()
+        rates.append(optimizer.param_groups[0]["lr"])
         if step == 45:
             break
-    assert rates[29] > 0.99 and rates[30] == pytest.approx(rates[29] / 10, rel=0.01) and rates[45] > 0.99
+    fall = [(1 + math.cos(math.pi * s / 1000)) / 2 for s in range(46)]
+    assert rates[27:32] == pytest.approx(
+        [fall[27], fall[28], *(fall[29 + i] * (i + 1) / 10 for i in range(3))]
+    )
+    assert rates[45] == pytest.approx(fall[45])
 
 
 def test_each_group_keeps_its_own_rate(tmp_path):
@@ -112,13 +116,15 @@ def test_it_ends_when_the_minutes_of_all_processes_are_spent(tmp_path, clock):
 
 def test_a_stopped_run_ends_as_one_that_was_not(tmp_path):
     model, optimizer = new()
-    assert learn(TimedRun(tmp_path / "whole.pt", 0, optimizer, steps=40), model) == list(range(40))
+    assert learn(TimedRun(tmp_path / "whole.pt", 0, optimizer, steps=40, warm_up=25), model) == list(
+        range(40)
+    )
 
     file = tmp_path / "state.pt"
     first, optimizer = new()
-    learn(TimedRun(file, 0, optimizer, steps=40), first, until=16)
+    learn(TimedRun(file, 0, optimizer, steps=40, warm_up=25), first, until=16)
     second, optimizer = new(seed=1)
-    run = TimedRun(file, 0, optimizer, steps=40)
+    run = TimedRun(file, 0, optimizer, steps=40, warm_up=25)
     second.load_state_dict(run.kept["model"])
     assert learn(run, second) == list(range(17, 40))
     for a, b in zip(model.parameters(), second.parameters(), strict=True):

@@ -24,7 +24,7 @@ from pictures import read_unit
 from PIL import Image
 from timed_run import add_device_options
 from torch import Tensor
-from train_stylizer import STYLE_SIDE, STYLE_TAPS, see, statistics
+from train_stylizer import STYLE_SIDE, numbers_of, see
 
 from stylemamba.pipeline.controls import blur
 from stylemamba.pipeline.images import to_pil
@@ -108,8 +108,7 @@ def main() -> None:
 
     @torch.no_grad()
     def seen(pictures: Tensor) -> Tensor:
-        maps = maps_of(pictures.to(args.device))
-        return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1).cpu()
+        return numbers_of(maps_of(pictures.to(args.device))).cpu()
 
     labels = {row["artwork"]: row["label"] for row in rows}
     known = torch.cat([seen(read_unit(args.data / art, STYLE_SIDE)) for art in labels])
@@ -123,10 +122,8 @@ def main() -> None:
     for label, of_label in sorted(typical.items()):
         places = dict.fromkeys(WAYS, 0.0)
         for row in random.Random(f"0 {label}").sample(of_label, min(args.tries, len(of_label))):
-            picture, artwork = (
-                whole(args.pairs / row["file"]),
-                read_unit(args.data / row["artwork"], STYLE_SIDE),
-            )
+            picture = whole(args.pairs / row["file"])
+            artwork = read_unit(args.data / row["artwork"], STYLE_SIDE)
             tried = torch.cat([finish(picture, artwork, way) for way in WAYS])
             views = F.interpolate(tried, scale_factor=VIEW, mode="bilinear", antialias=True)
             for way, rank in zip(WAYS, judge.ranks(seen(views), [label] * len(WAYS)), strict=True):

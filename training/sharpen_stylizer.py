@@ -36,11 +36,10 @@ from style_judge import FLOOR, PRIOR
 from style_predictor import StylePredictor, bottleneck_statistics, bundled
 from teach_pairs import HELD_OUT
 from teacher_vgg import load_teacher
-from timed_run import TimedRun, add_run_options
+from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
 from train_stylizer import (
     STYLE_SIDE,
-    STYLE_TAPS,
     VIEW,
     Stylizer,
     at_view,
@@ -49,7 +48,7 @@ from train_stylizer import (
     draw_samples,
     embed_artworks,
     embed_labels,
-    statistics,
+    numbers_of,
 )
 
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder
@@ -92,10 +91,6 @@ class LabelDistance:
         """How unlikely the labels asked for (B,) are, if the nearest is the likeliest."""
         scale = TEMPERATURE * distances.detach().mean(1, keepdim=True)
         return F.cross_entropy(-distances / scale, asked)
-
-
-def numbers_of(maps: dict[str, Tensor]) -> Tensor:
-    return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1)
 
 
 def fine_light(images: Tensor) -> Tensor:
@@ -172,7 +167,7 @@ def main() -> None:
         if not cache.exists():
             pictures = (read_unit(args.data / row["file"], STYLE_SIDE, args.device) for row in artworks)
             with torch.no_grad():
-                torch.save(torch.cat([numbers(picture).cpu() for picture in pictures]), cache)
+                save_whole(torch.cat([numbers(picture).cpu() for picture in pictures]), cache)
         known = torch.load(cache, weights_only=True)
         files, labels = ([row[key] for row in artworks] for key in ("file", "label"))
         return LabelDistance(StyleJudge(Artworks(known, files, labels)), args.device)
@@ -210,7 +205,8 @@ def main() -> None:
     run = TimedRun(args.out / "state.pt", args.minutes, optimizer, warm_up=50, least=0.02)
     if run.kept:
         stylizer.load_state_dict(run.kept["trained"], strict=False)
-        average, missed, ssim_weight = (run.kept[key] for key in ("average", "missed", "ssim_weight"))
+        missed, ssim_weight = run.kept["missed"], run.kept["ssim_weight"]
+        average = {name: kept.to(args.device) for name, kept in run.kept["average"].items()}
 
     photo = lru_cache(maxsize=None)(lambda file: read(args.data / file, SHORT_SIDE))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pictures import read
+from pictures import read_unit
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +29,7 @@ HELD_OUT = json.loads(Path(__file__).with_name("held_out.json").read_text(encodi
 
 def look(file: Path) -> Tensor:
     """What a picture is like at a glance: mean and deviation of its colours, and of the detail at four scales."""
-    image, numbers = read(file, 128)[None].float() / 255, []
+    image, numbers = read_unit(file, 128), []
     for _ in range(4):
         coarse = F.avg_pool2d(image, 2)
         detail = image[..., : coarse.shape[-2] * 2, : coarse.shape[-1] * 2] - F.interpolate(
@@ -84,7 +84,9 @@ def main() -> None:
         rng = random.Random(f"0 {label}")
         first, *rest = most_typical_first(artworks[label], deviation)
         chosen = [(first, args.photos), *((art, args.photos_of_others) for art in rest[: args.others])]
-        for art, photo in [(art, photo) for art, n in chosen for photo in rng.sample(photos, min(n, len(photos)))]:
+        for art, photo in [
+            (art, photo) for art, n in chosen for photo in rng.sample(photos, min(n, len(photos)))
+        ]:
             count += 1
             if count <= done:
                 continue

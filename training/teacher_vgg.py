@@ -37,7 +37,9 @@ class _LargestOfFour(torch.autograd.Function):
         for dim, here in zip((3, 2), reversed(ctx.saved_tensors), strict=True):
             n = grad.shape[dim]
             shape = [*grad.shape[:dim], n + 1, *grad.shape[dim + 1 :]]
-            spread = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)
+            spread = torch.empty(
+                shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
+            )
             spread.narrow(dim, n, 1).zero_()
             kept = torch.mul(grad, here, out=spread.narrow(dim, 0, n))
             rest = grad - kept

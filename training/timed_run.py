@@ -44,8 +44,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 class TimedRun:
     """The steps of one training, all its processes together.
 
-    minutes, or steps where given: the budget. warm_up: steps from the start of a process, or from `warm_again`, until the rate is
-    whole. least: the share of it that is left in the end. kept: what `save` wrote last, None in a new run.
+    minutes, or steps where given: the budget. warm_up: steps from the first, or from `warm_again`, until the rate is whole. least:
+    the share of it that is left in the end. kept: what `save` wrote last, on the CPU, None in a new run.
     """
 
     def __init__(
@@ -63,37 +63,41 @@ class TimedRun:
         self.file, self.minutes, self.steps, self.optimizer = file, minutes, steps, optimizer
         self.warm_up, self.least, self.save_every, self.log_every = warm_up, least, save_every, log_every
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.step, self.spent, self.kept = 0, 0.0, None
+        self.step, self.spent, self.warmed, self.kept = 0, 0.0, 0, None
         if file.exists():
-            device = optimizer.param_groups[0]["params"][0].device
-            self.kept = torch.load(file, map_location=device, weights_only=True)
+            # On the CPU: the optimizer takes its own to where its parameters are, but for the counters that torch wants there.
+            self.kept = torch.load(file, map_location="cpu", weights_only=True)
             optimizer.load_state_dict(self.kept["optimizer"])
-            self.step, self.spent = self.kept["step"], self.kept["spent"]
-        self.warmed, self.saved = 0, self.spent
-        self.logged: dict[str, list[float]] = defaultdict(list)
+            self.step, self.spent, self.warmed = (self.kept[key] for key in ("step", "spent", "warmed"))
+        self.share, self.saved = self._share(), self.spent
+        self.logged: dict[str, list] = defaultdict(list)
         file.parent.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def share(self) -> float:
-        """Of the budget, what is spent: 0 to 1."""
-        spent, budget = (self.step, self.steps) if self.steps else (self.spent, 60 * self.minutes)
-        return spent / budget if spent < budget else 1.0
 
     def __iter__(self) -> Iterator[int]:
         begin = time.monotonic() - self.spent
         while self.share < 1:
-            self.warmed += 1
-            fall = max(self.least, 0.5 + 0.5 * math.cos(math.pi * self.share))
-            factor = fall * min(1.0, self.warmed / max(self.warm_up, 1))
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
             self.step += 1  # this one included, as `save` and `log` count
+            self.warmed += 1
+            self._set_rates()
             yield self.step - 1
             self.spent = time.monotonic() - begin
+            self.share = self._share()
+
+    def _share(self) -> float:
+        """Of the budget, what is spent: 0 to 1."""
+        spent, budget = (self.step, self.steps) if self.steps else (self.spent, 60 * self.minutes)
+        return spent / budget if spent < budget else 1.0
+
+    def _set_rates(self) -> None:
+        fall = max(self.least, 0.5 + 0.5 * math.cos(math.pi * self.share))
+        factor = fall * min(1.0, self.warmed / max(self.warm_up, 1))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
 
     def warm_again(self) -> None:
-        """For parameters that join: their first steps are small, too."""
-        self.warmed = 0
+        """From this step on, for parameters that join: their first steps are small, too."""
+        self.warmed = 1
+        self._set_rates()
 
     def log(self, **terms: Tensor | float) -> None:
         """Prints the means of every `log_every` steps."""
@@ -115,6 +119,11 @@ class TimedRun:
     def save(self, **parts) -> None:
         """At the end of a step, or after the last one.  Written whole or not at all: a run may be stopped at any moment."""
         self.saved = self.spent
-        state = {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent}
-        with atomic_write(self.file) as part:
-            torch.save(parts | state, part)
+        state = {"step": self.step, "spent": self.spent, "warmed": self.warmed}
+        save_whole({**parts, **state, "optimizer": self.optimizer.state_dict()}, self.file)
+
+
+def save_whole(what: object, file: Path) -> None:
+    """As `torch.save`, but whole or not at all."""
+    with atomic_write(file) as part:
+        torch.save(what, part)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from pictures import read_unit
-from timed_run import TimedRun, add_run_options
+from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
 from train_stylizer import embed_labels
 
@@ -76,8 +76,7 @@ def main() -> None:
         views = torch.stack(
             [statistics_of(encoder, args.data / row["file"], rng) for row in rows]
         )  # (N, 1+CROPS, W)
-        args.out.mkdir(parents=True, exist_ok=True)
-        torch.save(views, cache)
+        save_whole(views, cache)
     encoder.center.copy_(views[~left_out].flatten(0, 1).mean(0))
     # What hardly varies says nothing, and would say nonsense once half precision has rounded the mean.
     spread = views[~left_out].flatten(0, 1).std(0)
@@ -102,7 +101,16 @@ def main() -> None:
             encoder.head(((statistics - encoder.center) / encoder.spread).clamp(-5, 5)), dim=-1
         )
 
-    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, log_every=500)
+    def report() -> None:
+        """How often the label of a left-out artwork is found."""
+        encoder.eval()
+        with torch.no_grad():
+            order = (embed(views[left_out, 0]) @ centres.T).argsort(1, descending=True)
+            place = (order == truth[left_out][:, None]).float().argmax(1)
+        top1, top5 = ((place < k).float().mean().item() for k in (1, 5))
+        run.say(f"left out: top-1 {top1:.2f}, top-5 {top5:.2f}")
+
+    run = TimedRun(args.out / "state.pt", args.minutes, optimizer, save_every=30, log_every=500)
     if run.kept:
         encoder.load_state_dict(run.kept["encoder"])
         with torch.no_grad():
@@ -113,8 +121,9 @@ def main() -> None:
         torch.manual_seed(rng.randrange(2**31))
         encoder.train()
         chosen = torch.multinomial(chance, batch)
-        seen = embed(views[chosen, torch.randint(0, 1 + CROPS, (batch,), device=args.device)])
-        options = [text_space[labels[truth[i]]] for i in chosen]
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            seen = embed(views[chosen, torch.randint(0, 1 + CROPS, (batch,), device=args.device)]).float()
+        options = [text_space[labels[number]] for number in truth[chosen].tolist()]
         words = torch.stack([texts[rng.randrange(len(texts))] for texts in options])  # (batch, E)
         logits = log_scale.exp() * seen @ words.T + bias
         belong = torch.where(truth[chosen][:, None] == truth[chosen][None], 1.0, -1.0)
@@ -126,13 +135,9 @@ def main() -> None:
         optimizer.step()
         run.log(loss=loss)
         if run.due():
-            encoder.eval()
-            with torch.no_grad():
-                order = (embed(views[left_out, 0]) @ centres.T).argsort(1, descending=True)
-                place = (order == truth[left_out][:, None]).float().argmax(1)
-            top1, top5 = ((place < k).float().mean().item() for k in (1, 5))
-            run.say(f"left out: top-1 {top1:.2f}, top-5 {top5:.2f}")
+            report()
             run.save(encoder=encoder.state_dict(), log_scale=log_scale.detach(), bias=bias.detach())
+    report()
     run.save(encoder=encoder.state_dict(), log_scale=log_scale.detach(), bias=bias.detach())
     encoder.cpu().eval().save_pretrained(args.out)
     logits = {"logit_scale": log_scale.exp().item(), "logit_bias": bias.item()}

@@ -24,7 +24,7 @@ from diffusers import AutoencoderTiny
 from pictures import read
 from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
-from timed_run import TimedRun, add_run_options
+from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from train_stylizer import at_view, read_at_teacher_size, statistics
@@ -187,7 +187,7 @@ def main() -> None:
     cache = args.pairs / "moments.pt"  # minutes of work, the same for every model
     if not cache.exists():
         found = {art: features.moments(rgb[None].to(device).float() / 255) for art, rgb in artworks.items()}
-        torch.save(found, cache)
+        save_whole(found, cache)
     moments = torch.load(cache, map_location=device, weights_only=True)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))

@@ -6,8 +6,8 @@ First a teacher's pictures are reproduced pixel by pixel (teach_pairs.py made th
 gets colours and edges right and leaves strokes soft. Then a VGG16 compares: each map with that of the teacher's picture of the same photo, its statistics
 with those of the same piece of that picture, and, with less weight, with those of the artwork. Without the teacher's strokes
 the artwork's statistics are a trap: a lattice of dots all over the photo has them too. The style comes in as an embedding
-only: of one of many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after how many
-minutes the second part begins.
+only: of one of many wordings of a label (style_wordings.py), or of the artwork itself. `--sharpen-from` says after which
+share of the time the second part begins.
 
 Runs again from OUT/state.pt if it is there; writes OUT/style_memory, OUT/fusion, OUT/style_decoder and a sheet of samples every few minutes.
 """
@@ -26,7 +26,7 @@ from PIL import Image
 from style_wordings import wordings
 from teach_pairs import HELD_OUT, LONG_SIDE
 from teacher_vgg import Teacher, load_teacher
-from timed_run import TimedRun, add_run_options
+from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipTextModel
 
@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder with text_encoder/ and tokenizer/")
     parser.add_argument("--image-encoder", type=Path, required=True)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
-    parser.add_argument("--sharpen-from", type=float, default=15, help="minutes")
+    parser.add_argument(
+        "--sharpen-from", type=float, default=0.125, help="share of the time, for pixels alone"
+    )
     parser.add_argument("--crop", type=int, default=160)
     parser.add_argument(
         "--teacher-weight", type=float, default=0.7, help="of the teacher's pixels, while sharpening"
@@ -200,7 +202,7 @@ def main() -> None:
             taken(maps_of(read_unit(args.data / art, STYLE_SIDE, args.device)), STYLE_TAPS)
             for art in artworks
         ]
-        torch.save([[tuple(tap) for tap in of_art] for of_art in wanted], cache)
+        save_whole([[tuple(tap) for tap in of_art] for of_art in wanted], cache)
     wanted = torch.load(cache, map_location=args.device, weights_only=True)
     wanted = [[StyleStatistics(*tap) for tap in of_art] for of_art in wanted]
     scales = [torch.cat([w.mean_std for w in tap]).std(0) + 1e-2 for tap in zip(*wanted, strict=True)]
@@ -230,9 +232,9 @@ def main() -> None:
     run = TimedRun(args.out / "state.pt", args.minutes, optimizer, warm_up=100, least=0.02)
     if run.kept:
         stylizer.load_state_dict(run.kept["stylizer"], strict=False)
-        average = run.kept["average"]
+        average = {name: kept.to(args.device) for name, kept in run.kept["average"].items()}
     for step in run:
-        sharpening = min(1.0, max(0.0, run.spent / 60 - args.sharpen_from) / 5)
+        sharpening = min(1.0, max(0.0, run.share - args.sharpen_from) * 24)  # fades in
         rng = random.Random(f"{args.seed} {step}")
         chosen = rng.choices(usable, chances, k=args.batch)
         photos, targets = zip(*(pairs.crop(i, args.crop, rng) for i in chosen), strict=True)
@@ -306,6 +308,11 @@ def see(vgg: Path, stages: int, device: torch.device, bfloat16: bool) -> Teacher
 
 def at_view(images: Tensor, scale: float = VIEW) -> Tensor:
     return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
+
+
+def numbers_of(maps: dict[str, Tensor]) -> Tensor:
+    """What a judge knows a picture by: means and deviations, (B, D)."""
+    return torch.cat([statistics(maps[tap]).mean_std.flatten(1) for tap in STYLE_TAPS], 1)
 
 
 def taken(maps: dict[str, Tensor], taps: tuple[str, ...]) -> list[StyleStatistics]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pictures import read
+from pictures import read_unit
 from teach_pairs import HELD_OUT
 from torch import Tensor
 from train_stylizer import embed_labels
@@ -39,7 +39,7 @@ def embed_artworks(pipe: SaMamPipeline, data: Path, each: int) -> dict[str, Tens
     side, found = pipe.config.style_size, {}
     for number, label in enumerate(sorted(artworks), 1):
         files = random.Random(label).sample(artworks[label], min(each, len(artworks[label])))
-        pictures = [read(file, side)[None].float() / 255 for file in files]
+        pictures = [read_unit(file, side) for file in files]
         found[label] = torch.cat([pipe.encode_style([(one, 1.0)], (side, side))[0][0] for one in pictures])
         if number % 50 == 0:
             print(f"artworks of {number} of {len(artworks)} labels", flush=True)

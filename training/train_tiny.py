@@ -2,12 +2,15 @@
 
     python training/train_tiny.py DATA RUNS --vgg VGG16 --sentence-encoder MINILM --minutes 240
 
-What needs no training comes first, the teacher's pictures; the parts share the rest of the time. Started again it goes on in the
-part where it was stopped. The model is RUNS/sharpened/pipeline in the end. For a first try, `--amount 0.05 --minutes 20`.
+What needs no training comes first, the teacher's pictures; the trainings share the rest of the time. The last of them begins with
+what takes no share, statistics of all artworks, so that the whole takes some minutes more. Started again it goes on in the part
+where it was stopped. The model is RUNS/sharpened/pipeline in the end.
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,10 @@ from pathlib import Path
 
 from timed_run import add_device_options
 
+from stylemamba.pipeline.atomic_write import atomic_write
+
 HERE = Path(__file__).parent
+SAVE_EVERY = 20  # seconds
 
 
 @dataclass
@@ -44,7 +50,26 @@ class Ledger:
 
     def save(self) -> None:
         kept = {"done": self.done, "minutes": self.minutes, "seconds": self.seconds}
-        self.file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(self.file) as part:
+            part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    def run(self, command: list[str]) -> None:
+        """Waits for a command, and writes down the time that it takes while it takes it: nobody says when the power fails."""
+        begin, before = time.monotonic(), self.seconds
+        with subprocess.Popen(command) as process:
+            try:
+                while process.poll() is None:
+                    self.save()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(SAVE_EVERY)
+                    self.seconds = before + time.monotonic() - begin
+            finally:
+                process.terminate()
+                self.save()
+        if process.returncode:
+            raise SystemExit(
+                f"{Path(command[1]).name} ended with {process.returncode}; the same command goes on from here."
+            )
 
 
 def parts(data: Path, runs: Path, vgg: Path, sentence_encoder: Path, amount: float, seed: int) -> list[Part]:
@@ -80,7 +105,11 @@ def parts(data: Path, runs: Path, vgg: Path, sentence_encoder: Path, amount: flo
 
 def minutes_of(part: Part, todo: list[Part], left: float) -> float:
     """Its share of the minutes left, among the parts still to do."""
-    return max(left, 0.0) * part.weight / sum(other.weight for other in todo)
+    if left <= 0:
+        raise SystemExit(
+            f"no time is left for {part.script}: give {-left:.0f} --minutes more, and those it shall train."
+        )
+    return left * part.weight / sum(other.weight for other in todo)
 
 
 def main() -> None:
@@ -91,7 +120,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--vgg", type=Path, required=True, help="weights of a VGG16, see README.md")
     parser.add_argument("--sentence-encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--minutes", type=float, default=240, help="of all parts and all runs together")
+    parser.add_argument(
+        "--minutes", type=float, default=240, help="of all parts and all runs together, about"
+    )
     parser.add_argument(
         "--amount", type=float, default=1.0, help="of pairs and texts to train with; less for a try"
     )
@@ -99,7 +130,8 @@ def main() -> None:
     add_device_options(parser)
     args = parser.parse_args()
 
-    args.runs.mkdir(parents=True, exist_ok=True)
+    # As Ctrl-C, so that the part that runs ends, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on from here."))
     ledger = Ledger.open(args.runs / "train_tiny.json")
     recipe = parts(args.data, args.runs, args.vgg, args.sentence_encoder, args.amount, args.seed)
     todo = [part for part in recipe if part.script not in ledger.done]
@@ -108,17 +140,15 @@ def main() -> None:
         if part.on_device:
             command += ["--device", str(args.device), *(["--bfloat16"] if args.bfloat16 else [])]
         if part.weight:
-            share = minutes_of(part, todo, args.minutes - ledger.seconds / 60)
             # One that was stopped keeps what it was given: its rate falls towards that time.
-            command += ["--minutes", f"{ledger.minutes.setdefault(part.script, share):.3f}"]
+            if part.script not in ledger.minutes:
+                left = args.minutes - ledger.seconds / 60
+                ledger.minutes[part.script] = minutes_of(part, todo, left)
+            command += ["--minutes", f"{ledger.minutes[part.script]:.3f}"]
         print(" ".join(command), flush=True)
-        begin = time.monotonic()
-        try:
-            subprocess.run(command, check=True)
-            ledger.done.append(todo.pop(0).script)
-        finally:
-            ledger.seconds += time.monotonic() - begin
-            ledger.save()
+        ledger.run(command)
+        ledger.done.append(todo.pop(0).script)
+        ledger.save()
     print(f"{args.runs / 'sharpened' / 'pipeline'} after {ledger.seconds / 60:.1f} minutes")
 
 
