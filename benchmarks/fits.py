@@ -5,7 +5,8 @@
 DATA and FILE as for quality.py. Each prompt is fitted on one held-out photo with the preset of the model, at 512 px, and judged on
 that photo and on another one that the fit has not seen: the squared distance to the label's artworks and its rank from 0 among all
 labels, by the style judge whose network no training and no fit has seen; SSIM of luminance against the photo. Writes fits.md,
-fits.json and sheet.jpg: for each prompt the two photos, the model's pictures, and the fitted ones.
+fits.json and sheet.jpg: for each prompt the two photos, the model's pictures, and the fitted ones. The photos are of the four that
+have chosen nothing, neither weights nor what a fit trains.
 """
 
 import argparse
@@ -31,7 +32,7 @@ TILE = 320
 
 
 class Judged:
-    """A picture for a label."""
+    """Scores of a picture that was asked to look like a label, and of the photo it was made of."""
 
     def __init__(self, judge: StyleJudge, alexnet: AlexFeatures) -> None:
         self.judge, self.alexnet = judge, alexnet
@@ -47,7 +48,7 @@ class Judged:
 
 def rows_of(
     pipe: StyleMambaPipeline, photos: list[Tensor], prompt: str, label: str, judged: Judged, fit: dict
-):
+) -> tuple[list[dict], list[tuple[Tensor, Tensor, Tensor]]]:
     """-> a row for each photo, the first of which is fitted on, and the tiles (photo, unfitted, fitted) of each."""
 
     def paint() -> list[Tensor]:
@@ -87,13 +88,13 @@ def as_markdown(rows: list[dict], setting: str) -> str:
             f"| {row['prompt']} | {'fitted on' if row['fitted on'] else 'another'} | {a['distance']:.4g} | {b['distance']:.4g} | "
             f"{a['rank']} | {b['rank']} | {a['ssim']:.2f} | {b['ssim']:.2f} | {row['seconds']:.0f} |"
         )
-    for name, fitted in (("fitted on", True), ("another", False)):
+    for title, fitted in (("Photos that were fitted on", True), ("Photos that no fit has seen", False)):
         some = [row for row in rows if row["fitted on"] == fitted]
         ratios = [row["after"]["distance"] / row["before"]["distance"] for row in some]
         five = [[row[when]["rank"] < 5 for row in some] for when in ("before", "after")]
         lines += [
             "",
-            f"Photos that were {name if fitted else 'not fitted on'}: nearer to the artworks for {sum(r < 1 for r in ratios)} of "
+            f"{title}: nearer to the artworks for {sum(r < 1 for r in ratios)} of "
             f"{len(some)}, median ratio of distances {statistics.median(ratios):.2f}; label among the nearest five for "
             f"{sum(five[0])} before, {sum(five[1])} after.",
         ]
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--alexnet", type=Path, required=True, help="weights of the judge")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--photos", type=int, nargs=2, default=(6, 7), help="places in the held-out list")
+    parser.add_argument("--photos", type=int, nargs=2, default=(1, 2), help="places in the held-out list")
     parser.add_argument(
         "--every", type=int, help="fit every n-th prompt of quality.py, not the three of ablation.py"
     )

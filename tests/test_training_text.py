@@ -232,6 +232,21 @@ def test_a_bare_name_belongs_to_the_label_that_is_the_bare_name():
     assert training.without_bare_names(texts, "van gogh drawing", labels[1:]) == texts
 
 
+def test_neighbours_and_popular_prompts_are_of_styles_that_there_are():
+    read = [
+        file.read_text(encoding="utf-8")
+        for file in (training.DESCRIPTIONS, training.NEIGHBOURS, training.POPULAR)
+    ]
+    described, neighbours, popular = map(json.loads, read)
+    assert set(neighbours) <= set(described)
+    assert {label for accepted in popular.values() for label in accepted} <= set(described) and all(
+        popular.values()
+    )
+    texts = [text.casefold() for own in neighbours.values() for text in own]
+    assert len(texts) == len(set(texts))  # one style each
+    assert not set(texts) & {prompt.casefold() for prompt in popular}
+
+
 @pytest.fixture
 def data(tmp_path):
     """A manifest of two styles and a photo, and a file of what is held out."""
@@ -280,12 +295,22 @@ def test_another_tower_goes_on_in_the_space_and_with_the_styles_of_a_pipeline(tm
     tower = tmp_path / "first" / "tower"
     styles = F.normalize(torch.randn(2, training.WIDTH), dim=-1)
     StyleMemory.of(styles).save_pretrained(tower / "style_memory")
+    files = {
+        "NEIGHBOURS": {"monet": ["frederic bazille", "Lily Pond"], "no label here": ["x"]},
+        "POPULAR": {"lily pond": ["monet"]},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+        monkeypatch.setattr(training, name, tmp_path / name)
     seen = {}
     monkeypatch.setattr(training, "train", lambda *args, spoken, **options: seen.update(spoken=spoken))
     run(monkeypatch, data, tmp_path / "second", "--start", str(tower))
     torch.testing.assert_close(seen["spoken"].places, styles)
     assert seen["spoken"].labels[seen["spoken"].texts.index("tiles in cement")] == 1
-    assert "water lilies" not in seen["spoken"].texts
+    assert not {"water lilies", "Lily Pond", "x"} & set(
+        seen["spoken"].texts
+    )  # kept for the evaluation, or of nobody
+    assert seen["spoken"].labels[seen["spoken"].texts.index("frederic bazille")] == 0
     # Its space is the one where sentences have the places that the package, with the first tower, gives them.
     reader = AutoTokenizer.from_pretrained(tower / "tokenizer")
     encoder = SiglipEncoder(

@@ -5,7 +5,8 @@
 The space is a linear map of a sentence encoder's vectors that keeps what names a style and lets go of how it is worded
 and of the subject. The tower, a small SigLIP text model with its own tokenizer, learns to put wordings of styles
 (style_corpus.py) where the sentence encoder and the map put them, and what people say who mean a style without naming it
-(style_descriptions.json) where the style is, nearer to it than to any other. The sentence encoder is not needed afterwards.
+(style_descriptions.json), or something that looks like it (style_neighbours.json), where the style is, nearer to it than to any
+other. The sentence encoder is not needed afterwards.
 
 With --start PIPELINE the tower of a pipeline that pictures were trained with is replaced: its space and the styles of its memory
 stay where they are, and other words find them.
@@ -48,9 +49,13 @@ WIDTH = 192  # of the space, and of the tower
 TEMPERATURE = 0.05  # of the cosines to all styles: wider than in `StyleMemory`, so that a label wins clearly
 LABEL_WEIGHT = 0.2  # of the likelihood of a text's label, beside `distance`
 LENGTH = 32  # tokens a prompt may have
-DESCRIPTIONS = Path(__file__).with_name(
-    "style_descriptions.json"
-)  # label -> texts, the last two for the report
+# label -> texts, the last two of each for the report
+DESCRIPTIONS = REPOSITORY / "training" / "style_descriptions.json"
+# label -> names of artists, movements, techniques, things and moods that are no label, and look most like this one
+NEIGHBOURS = REPOSITORY / "training" / "style_neighbours.json"
+POPULAR = (
+    REPOSITORY / "benchmarks" / "popular_prompts.json"
+)  # of benchmarks/words.py: no neighbour is worded so
 
 
 class SentenceEncoder:
@@ -453,6 +458,15 @@ def read_descriptions(
     return described, kept_back
 
 
+def read_neighbours(labels: Iterable[str], reserved: set[str]) -> dict[str, list[str]]:
+    """{label: what looks like it and is not among the labels}, without what the evaluation keeps for itself."""
+    written = json.loads(NEIGHBOURS.read_text(encoding="utf-8"))
+    return {
+        label: [text for text in written.get(label, []) if text.casefold() not in reserved]
+        for label in labels
+    }
+
+
 def space_of(wordings: Sequence[Wording], sentences: Tensor, start: Path | None) -> Space:
     """A new space, or the one of the pipeline `start`; sentences (N, D) are of the wordings."""
     if start is None:
@@ -465,15 +479,18 @@ def space_of(wordings: Sequence[Wording], sentences: Tensor, start: Path | None)
 def spoken_of(
     places: dict[str, Tensor],
     described: dict[str, list[str]],
+    neighbours: dict[str, list[str]],
     styles: dict[str, list[str]],
     corpus: StyleCorpus,
 ) -> Spoken:
-    """All that is said of a label: its descriptions, and twice its names and captions, which most prompts are like."""
+    """All that is said of a label: its descriptions, what else looks like it, and twice its names and captions, which most
+    prompts are like."""
     said = []
     for number, label in enumerate(places):
         named = style_wordings.wordings(label, corpus.allowed(styles[label]))
         named = corpus.allowed(without_bare_names(named, label, places))
-        said += [(text, number) for text in [*described.get(label, []), *named, *named]]
+        texts = [*described.get(label, []), *neighbours.get(label, []), *named, *named]
+        said += [(text, number) for text in texts]
     return Spoken(*map(list, zip(*said, strict=True)), torch.stack(list(places.values())))
 
 
@@ -533,7 +550,9 @@ def main() -> None:
     # Labels are names that a prompt may well be, and are learned like captions.
     captions = [*styles, *(c for texts in styles.values() for c in texts)]
     corpus = StyleCorpus(read_vocabulary(), captions, sentences.words(), held_out)
-    spoken = spoken_of(places, described, styles, corpus)
+    popular = {prompt.casefold() for prompt in json.loads(POPULAR.read_text(encoding="utf-8"))}
+    neighbours = read_neighbours(places, reserved | popular)
+    spoken = spoken_of(places, described, neighbours, styles, corpus)
     certain = [Wording(caption, caption) for caption in dict.fromkeys(corpus.allowed(captions))]
     certain += [Wording(c, "a photo") for texts in photos.values() for c in corpus.allowed(texts)]
     rows = [
