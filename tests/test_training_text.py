@@ -321,3 +321,19 @@ def test_another_tower_goes_on_in_the_space_and_with_the_styles_of_a_pipeline(tm
     expected = training.Space.like(sentences.embed(texts).half().float(), encoder.embed_texts(texts))
     got = training.Space.load(tmp_path / "second" / "space.safetensors")
     torch.testing.assert_close(got.projection, expected.projection, rtol=1e-2, atol=1e-2)
+
+
+def test_a_blend_keeps_more_of_the_words_that_the_earlier_tower_knew(tokenizer):
+    towers = [new_tower(tokenizer) for _ in range(2)]
+    tower, before = ({name: w.clone() for name, w in t.state_dict().items()} for t in towers)
+    read = torch.zeros(len(tokenizer), dtype=torch.long)
+    read[:3] = torch.tensor([training.OFTEN, training.OFTEN - 1, 100])
+    training.blend(*towers, read, keep=0.25, keep_words=0.5)
+    for name, found in towers[0].state_dict().items():
+        wanted = 0.75 * tower[name] + 0.25 * before[name]
+        if name.endswith("token_embedding.weight"):
+            wanted = tower[name].clone()
+            wanted[[0, 2]] = (tower[name][[0, 2]] + before[name][[0, 2]]) / 2
+        torch.testing.assert_close(found, wanted)
+    for name, found in towers[1].state_dict().items():
+        assert torch.equal(found, before[name])

@@ -49,6 +49,7 @@ WIDTH = 192  # of the space, and of the tower
 TEMPERATURE = 0.05  # of the cosines to all styles: wider than in `StyleMemory`, so that a label wins clearly
 LABEL_WEIGHT = 0.2  # of the likelihood of a text's label, beside `distance`
 LENGTH = 32  # tokens a prompt may have
+OFTEN = 6  # times that a word piece must have been read, to be known; for `--keep-words`
 # label -> texts, the last two of each for the report
 DESCRIPTIONS = REPOSITORY / "training" / "style_descriptions.json"
 # label -> names of artists, movements, techniques, things and moods that are no label, and look most like this one
@@ -238,6 +239,21 @@ def last_position(tower: SiglipTextModel, ids: Tensor, whole: bool = True) -> Te
     pooled = pooled + attention.out_proj(seen)
     pooled = pooled + last.mlp(last.layer_norm2(pooled))
     return tower.head(tower.final_layer_norm(pooled[:, 0]))
+
+
+@torch.no_grad()
+def blend(
+    tower: SiglipTextModel, before: SiglipTextModel, read: Tensor, keep: float, keep_words: float
+) -> None:
+    """Puts a share of an earlier tower into this one, `keep_words` for the vectors of word pieces that it had read at least
+    `OFTEN` times, `keep` for all else; read: how often, (V,). What a longer training has learnt by heart goes, in part."""
+    earlier = before.state_dict()
+    for name, weight in tower.state_dict().items():
+        if name.endswith("token_embedding.weight"):
+            share = torch.where(read >= OFTEN, keep_words, 0.0)[:, None].to(weight)
+            weight.lerp_(earlier[name].to(weight), share)
+        else:
+            weight.lerp_(earlier[name].to(weight), keep)
 
 
 @torch.no_grad()
@@ -502,6 +518,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sentence-encoder", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--start", type=Path, help="a pipeline whose space and styles stay")
+    parser.add_argument(
+        "--keep", type=float, default=0.0, help="share of the tower of --start, with the same tokenizer"
+    )
+    parser.add_argument("--keep-words", type=float, default=0.0, help="the same, of the words it knew")
     parser.add_argument("--styles", type=int, default=50000, help="of the grammar, each in three wordings")
     parser.add_argument("--sentences", type=int, default=20000, help="of the grammar besides them")
     parser.add_argument("--space-styles", type=int, default=6000, help="that the space is fitted to")
@@ -579,6 +599,16 @@ def main() -> None:
         tower, tokenizer, lesson(rows, vectors, len(certain)), args.out, args.minutes, args.lr, args.batch, args.seed,
         args.bfloat16, spoken=spoken, held_out=lesson(unseen, vectors),
     )  # fmt: skip
+    if args.keep or args.keep_words:
+        before = SiglipTextModel.from_pretrained(args.start / "text_encoder", dtype=torch.float32)
+        if AutoTokenizer.from_pretrained(args.start / "tokenizer").get_vocab() != tokenizer.get_vocab():
+            parser.error(
+                f"--keep wants the word pieces of {args.start}: copy its tokenizer to {tokenizer_folder} and begin anew"
+            )
+        known_by = [*styles, *(t for texts in described.values() for t in texts), *corpus.allowed(captions)]
+        pieces_read = token_ids(tokenizer, known_by).flatten().bincount(minlength=len(tokenizer))
+        blend(tower.cpu(), before, pieces_read, args.keep, args.keep_words)
+        copy.deepcopy(tower).half().save_pretrained(args.out / "tower" / "text_encoder")
     asked = {
         label: [text for text in texts if text.casefold() in reserved] for label, texts in styles.items()
     }
