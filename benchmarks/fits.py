@@ -17,14 +17,15 @@ from pathlib import Path
 
 import torch
 from ablation import PROMPTS
-from PIL import Image, ImageDraw
+from PIL import Image
 from quality import HELD_OUT, photo_square
 from quality import PROMPTS as QUALITY_PROMPTS
 from style_judge import AlexFeatures, Artworks, StyleJudge, channel_statistics, square
 from torch import Tensor
 
-from stylemamba import PromptFitConfig, StyleMambaPipeline
+from stylemamba import StyleMambaPipeline
 from stylemamba.pipeline import metrics
+from stylemamba.pipeline.command_line.contact_sheet import draw_grid
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.images import to_pil
 
@@ -47,20 +48,17 @@ class Judged:
 
 
 def rows_of(
-    pipe: StyleMambaPipeline, photos: list[Tensor], prompt: str, label: str, judged: Judged, fit: dict
-) -> tuple[list[dict], list[tuple[Tensor, Tensor, Tensor]]]:
-    """-> a row for each photo, the first of which is fitted on, and the tiles (photo, unfitted, fitted) of each."""
-
-    def paint() -> list[Tensor]:
-        return [pipe(photo, prompt, output_type="pt").images.clamp(0, 1) for photo in photos]
-
+    pipe: StyleMambaPipeline, photos: list[Tensor], prompt: str, label: str, judged: Judged
+) -> tuple[list[dict], list[tuple[str, Image.Image]]]:
+    """-> a row for each photo, the first of which is fitted on, and three pictures of each with their captions."""
     pipe.unload_styles()
-    before, begin = paint(), time.perf_counter()
-    style = pipe.fit_style(photos[0], prompt, config=PromptFitConfig(preset=pipe.fit_preset, **fit))
+    before = [pipe(photo, prompt, output_type="pt").images.clamp(0, 1) for photo in photos]
+    begin = time.perf_counter()
+    style = pipe.fit_style(photos[0], prompt)
     seconds = time.perf_counter() - begin
     pipe.load_style(style)
     after = [pipe(photo, output_type="pt").images.clamp(0, 1) for photo in photos]
-    rows = []
+    rows, pictures = [], []
     for i, photo in enumerate(photos):
         rows.append(
             {
@@ -72,7 +70,9 @@ def rows_of(
                 "after": judged(after[i], photo, label),
             }
         )
-    return rows, list(zip(photos, before, after, strict=True))
+        captions = ("fitted on" if i == 0 else "another photo", prompt, f"{prompt}, fitted")
+        pictures += zip(captions, map(to_pil, (photo, before[i], after[i])), strict=True)
+    return rows, pictures
 
 
 def as_markdown(rows: list[dict], setting: str) -> str:
@@ -101,25 +101,6 @@ def as_markdown(rows: list[dict], setting: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sheet(tiles: list[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]) -> Image.Image:
-    """A row for each prompt: of each photo the photo, what the model paints, what it paints fitted."""
-    titles = [
-        f"{kind}{where}" for where in ("", ", another photo") for kind in ("photo", "unfitted", "fitted")
-    ]
-    step = TILE + 18
-    page = Image.new("RGB", (len(titles) * TILE, len(tiles) * step + 18), "white")
-    draw = ImageDraw.Draw(page)
-    for column, title in enumerate(titles):
-        draw.text((column * TILE + 4, 3), title, fill="black")
-    for row, (prompt, of_prompt) in enumerate(tiles):
-        y = row * step + 18
-        pictures = [picture for of_photo in of_prompt for picture in of_photo]
-        for column, picture in enumerate(pictures):
-            page.paste(to_pil(picture).resize((TILE, TILE), Image.LANCZOS), (column * TILE, y))
-        draw.text((4, y + TILE + 3), prompt, fill="black")
-    return page
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,7 +114,6 @@ def main() -> None:
     parser.add_argument(
         "--every", type=int, help="fit every n-th prompt of quality.py, not the three of ablation.py"
     )
-    parser.add_argument("--epochs", type=int, help="of a fit, in place of the preset's")
     parser.add_argument("--cache", type=Path, default=Path("runs/judge"), help="statistics of the artworks")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -149,13 +129,11 @@ def main() -> None:
         entries = json.loads(QUALITY_PROMPTS.read_text(encoding="utf-8"))[:: args.every]
         prompts = {entry["prompt"]: entry["label"] for entry in entries}
 
-    rows, tiles = [], []
+    rows, pictures = [], []
     for prompt, label in prompts.items():
-        of_prompt, pictures = rows_of(
-            pipe, photos, prompt, label, judged, {} if args.epochs is None else {"epochs": args.epochs}
-        )
+        of_prompt, painted = rows_of(pipe, photos, prompt, label, judged)
         rows += of_prompt
-        tiles.append((prompt, pictures))
+        pictures += painted
         print(prompt, flush=True)
     setting = (
         f"{args.model}, {args.size} px, preset {pipe.fit_preset}, photos {held_out[args.photos[0]]} and {held_out[args.photos[1]]}, "
@@ -164,7 +142,7 @@ def main() -> None:
     text = as_markdown(rows, setting)
     (args.out / "fits.md").write_text(text, encoding="utf-8")
     (args.out / "fits.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    sheet(tiles).save(args.out / "sheet.jpg", quality=90)
+    draw_grid(pictures, 3 * len(photos), TILE).save(args.out / "sheet.jpg", quality=90)
     print(text)
 
 

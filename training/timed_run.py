@@ -45,7 +45,8 @@ class TimedRun:
     """The steps of one training, all its processes together.
 
     minutes, or steps where given: the budget. warm_up: steps from the first, or from `warm_again`, until the rate is whole. least:
-    the share of it that is left in the end. kept: what `save` wrote last, on the CPU, None in a new run.
+    the share of it that is left in the end. kept: what `save` wrote last, on the CPU, None in a new run. share: of the budget, what
+    was spent when the step began, 0 to 1.
     """
 
     def __init__(

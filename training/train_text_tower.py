@@ -535,6 +535,8 @@ def main() -> None:
     )
     add_run_options(parser, minutes=15, lr=1e-3, batch=128)
     args = parser.parse_args()
+    if args.start is None and (args.keep or args.keep_words):
+        parser.error("--keep and --keep-words mix in the tower of --start: give a pipeline there")
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
