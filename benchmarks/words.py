@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pipe = StyleMambaPipeline.from_pretrained(args.model)
-    labels = trained_labels(args.data / "manifest.jsonl")
+    labels = trained_labels(args.data)
     if len(labels) != len(pipe.style_memory.styles):
         parser.error(
             f"{args.data} names {len(labels)} styles, and the memory has {len(pipe.style_memory.styles)}"

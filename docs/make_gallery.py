@@ -103,7 +103,7 @@ def one_prompt(pipe, inputs) -> Pictures:
 
 def several_styles(pipe, inputs) -> Pictures:
     """**Several styles in one.** Weighted prompts, straight (`linear`) or along the sphere (`slerp`), and a prompt with a
-    picture. A prompt of weight 0 is not read at all; prompts that cancel are said. Fitted styles are mixed by
+    picture. A prompt of weight 0 is not read at all; prompts that cancel each other give a warning. Fitted styles are mixed by
     `pipe.set_styles(names, weights)`; in ComfyUI *Blend Styles* takes styles and words alike."""
     photo = inputs.photo("cup-of-coffee")
     mixture = [("stained glass window", 0.6), ("loose watercolor painting", 0.4)]

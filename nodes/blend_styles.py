@@ -114,7 +114,8 @@ def _weight(name: str) -> io.Float.Input:
         min=-1.5,
         max=1.5,
         step=0.05,
-        tooltip="Its share; weights should sum to 1. 0 leaves it out, less than 0 leads away from it.",
+        tooltip="Its share. Of fitted styles, a sum below 1 is weaker; of words and pictures only the ratio counts. 0 leaves it "
+        "out, less than 0 leads away from it.",
     )
 
 

@@ -110,7 +110,8 @@ class HostModel:
         """(1, E) of words, or of a style that was read from a picture."""
         if isinstance(style, str):
             return self.pipe.encode_prompt(style)
-        return style.prompt_embeds[None].to(self.device)
+        # Where the words are encoded: the host moves the nets only when they are about to be used.
+        return style.prompt_embeds[None].to(self.pipe._execution_device)
 
     def require_prompts(self) -> None:
         if self.pipe.text_encoder is None:

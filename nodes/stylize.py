@@ -69,7 +69,7 @@ class StyleMambaStylize(io.ComfyNode):
                 # Later than the others, and behind them: saved workflows know widgets by their place.
                 io.Combo.Input(
                     "preset", options=[_NO_PRESET, *PRESETS], default=_NO_PRESET, optional=True,
-                    tooltip="Settings for a task. What you change in the other widgets comes first.",
+                    tooltip="Settings for a task. Of the other widgets, those left at their default take its values.",
                 ),
                 io.Float.Input(
                     "shading", default=0.0, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider, optional=True,

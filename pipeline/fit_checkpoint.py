@@ -80,11 +80,12 @@ def _restore(fit: "PromptFit", tensors: dict[str, torch.Tensor], progress: dict)
             fit.best[name].copy_(tensors[f"best.{name}"])
     for name, value in fit.parameters.items():
         if f"adam.step.{name}" in tensors:  # a parameter without gradient has no state
-            fit.optimizer.state[value] = {
-                # Adam keeps its step count on the CPU
-                key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else fit.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+            # As Adam makes them: the moments in the layout of the parameter, the count of steps on the CPU.
+            moments = {
+                key: torch.empty_like(value).copy_(tensors[f"adam.{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
             }
+            fit.optimizer.state[value] = {"step": tensors[f"adam.step.{name}"], **moments}
     for name, value in tensors.items():
         kind, _, place = name.partition(".")
         if kind == "snapshot":

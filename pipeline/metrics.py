@@ -6,6 +6,7 @@ resolution, which is why each row of the report carries its own.
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from .images import Picture, read_images
 from .losses import content_loss, directional_cosine, full_precision, mean_std_loss
+
+logger = logging.getLogger(__name__)
 
 _SSIM_WINDOW = 11
 
@@ -274,6 +277,10 @@ def score(
             add(name, values, encoder=network)
         if style is not None:
             add("mean_std", _style_distances(perceptual, pairs, style), encoder=network)
+    if prompt is not None and encoder is None:
+        logger.warning(
+            "A prompt was given and no encoder: no score for the text is taken. Give encoder=pipe.encoder."
+        )
     if encoder is not None and prompt is not None:
         side = getattr(encoder, "image_size", None)
         how = {"encoder": encoder.name, "resolution": f"{side}x{side}" if side else sizes}

@@ -137,24 +137,24 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
     def check_inputs(
         self,
-        image,
-        prompt,
-        style_image,
-        strength,
-        structure,
-        stroke_scale,
-        preserve_color,
-        shading,
-        tone_only,
-        protect_text,
-        feather,
-        mask_image,
-        num_images_per_prompt,
-        generator,
-        latents,
-        output_type,
-        prompt_embeds,
-        callback_on_step_end_tensor_inputs,
+        image=None,
+        prompt=None,
+        style_image=None,
+        strength=1.0,
+        structure=0.0,
+        stroke_scale=1.0,
+        preserve_color=False,
+        shading=0.0,
+        tone_only=False,
+        protect_text=False,
+        feather=0.0,
+        mask_image=None,
+        num_images_per_prompt=1,
+        generator=None,
+        latents=None,
+        output_type="pil",
+        prompt_embeds=None,
+        callback_on_step_end_tensor_inputs=("latents",),
     ) -> None:
         if image is None and latents is None:
             raise ValueError("image is None, wanted a picture to stylize (or latents=).")
@@ -262,8 +262,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             raise ValueError(
                 "prompt_embeds is None and no style is loaded: give encode_prompt's result, or load_style first."
             )
+        if prompt_embeds is not None and len(prompt_embeds) == 1:
+            prompt_embeds = prompt_embeds.expand(len(latents), -1)  # one for all
         if self.styles.active:
-            fused = self.styles.fuse(latents, prompt_embeds)
+            fused = self.styles.fuse(latents, prompt_embeds, whole=self.style_decoder is not None)
         else:
             fused = self.fusion(latents.to(self.fusion.dtype), prompt_embeds)
         return interpolate_strength(latents, fused, strength)
@@ -277,18 +279,23 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     ) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [0, 1], not clamped. plain: the latents before they were
         fused, for a strength between 0 and 1 or above; by default `latents`."""
-        if self.style_decoder is not None and prompt_embeds is None and self.styles.active:
-            # The direction of a mixture has no length: how much of it is wanted is said by the weights.
-            prompt_embeds = self.styles.prompt_embeds().to(latents.device)
+        if self.style_decoder is not None:
+            if prompt_embeds is None and self.styles.active:
+                prompt_embeds = self.styles.prompt_embeds().to(latents.device)
+            # Said here alone: `fuse` and what changes the decoder take the styles whole.
             strength = strength * self.styles.amount
-        if self.style_decoder is not None and strength not in (0, 1):
-            # Pictures are mixed, not latents or statistics: halfway between a photo's and a style's lie those of a third style.
-            # Above 1, what the style changes of the plain picture is exaggerated.
-            ends = (latents if plain is None else plain, 0.0), (latents, 1.0)
-            plain, painted = (self.decode(end, prompt_embeds, reached) for end, reached in ends)
-            return torch.lerp(plain, painted, strength)
+            if strength not in (0, 1):
+                # Pictures are mixed, not latents or statistics: halfway between a photo's and a style's lie those of a third
+                # style. Above 1, what the style changes of the plain picture is exaggerated.
+                ends = (latents if plain is None else plain, 0.0), (latents, 1.0)
+                plain, painted = (self._decode(end, prompt_embeds, reached) for end, reached in ends)
+                return torch.lerp(plain, painted, strength)
+        return self._decode(latents, prompt_embeds, strength)
+
+    def _decode(self, latents: Tensor, prompt_embeds: Tensor | None, strength: float) -> Tensor:
         latents = latents.to(self.vae.dtype)
-        changes = blend_changes(*self.styles.decoder_changes()) if strength else {}
+        whole = self.style_decoder is not None
+        changes = blend_changes(*self.styles.decoder_changes(whole=whole)) if strength else {}
         painter = self.vae if self.style_decoder is None or not strength else self.style_decoder
         tile = self._tile_for(painter, [side * self.vae_scale_factor for side in latents.shape[-2:]])
         if changes or tile:
@@ -388,9 +395,12 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         groups = _group_by_size(contents, WHOLE_BYTES // bytes_per_pixel(self.vae))
         once = strength == 0 or latents is not None or output_type == "latent"
         sizes = [[size] if once else stroke_sizes(size, stroke_scale, MIN_SIDE, size) for size, _ in groups]
-        # A decoder that paints is given the style whole: its pictures are mixed by strength.
-        mixes_pictures = self.style_decoder is not None and output_type != "latent"
-        fused_by = float(strength > 0) if mixes_pictures else strength
+        if self.style_decoder is None:
+            fused_by = strength
+        elif output_type == "latent":
+            fused_by = strength * self.styles.amount
+        else:  # the style whole, of which `decode` mixes in as much as is wanted
+            fused_by = float(strength > 0)
         self._num_timesteps = sum(map(len, sizes))
         results: dict[int, Content | Tensor] = {}
         step = 0

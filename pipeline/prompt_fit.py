@@ -366,7 +366,9 @@ class PromptFit:
         for name, value in self.best.items():
             self.parameters[name].copy_(value)
         self.stopped = f"not finite at step {self.done + 1} ({error}); the best state before it was restored"
-        logger.warning("The fit became %s. A lower lr may help.", self.stopped)
+        logger.warning(
+            'The fit became %s. train="fusion", or a lower PromptFitConfig.lr, may help.', self.stopped
+        )
 
 
 def _normal(tensor: Tensor, device: torch.device) -> Tensor:

@@ -60,22 +60,27 @@ class StyleDecoder(nn.Module):
         changed = {f"decoder.{k}": apply_change(weights[k], c, strength) for k, c in self.changes.items()}
         return functional_call(decode, changed, (latents, prompt_embeds, strength))
 
-    def full_changes(self) -> dict[str, Tensor]:
-        """A zero change for every weight of the decoder, to be trained; of a decoder that paints, for those that steer it."""
+    def _trainable(self) -> dict[str, Tensor]:
+        """All parameters; of a decoder that paints, those that steer it."""
         steering = getattr(self.decoder, "STEERING", ("",))
-        return {
-            name: torch.zeros_like(p)
-            for name, p in self.decoder.named_parameters()
-            if any(part in name for part in steering)
-        }
+        parameters = self.decoder.named_parameters()
+        return {name: p for name, p in parameters if any(part in name for part in steering)}
+
+    def full_changes(self) -> dict[str, Tensor]:
+        """A zero change for every weight that may be trained."""
+        return {name: torch.zeros_like(p) for name, p in self._trainable().items()}
 
     def low_rank_changes(self, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Low-rank changes, zero at the start, of the weights that set the look of the whole picture: the layers at
-        latent resolution or below, or every layer of a decoder that has no such part (TAESD)."""
-        weights = {k: p for k, p in self.decoder.named_parameters() if p.ndim >= 2}
-        inner = {k: p for k, p in weights.items() if re.search(r"(^|\.)(conv_in|mid_block)\.|^blocks\.", k)}
+        latent resolution or below, every layer of a decoder that has no such part (TAESD), or what steers one that paints."""
+        weights = {k: p for k, p in self._trainable().items() if p.ndim >= 2}
+        if not hasattr(self.decoder, "STEERING"):
+            inner = {
+                k: p for k, p in weights.items() if re.search(r"(^|\.)(conv_in|mid_block)\.|^blocks\.", k)
+            }
+            weights = inner or weights
         generator, factors = torch.Generator().manual_seed(seed), {}
-        for name, weight in (inner or weights).items():
+        for name, weight in weights.items():
             out, fan_in = weight.shape[0], weight[0].numel()
             down = torch.randn(rank, fan_in, generator=generator).to(weight) / fan_in**0.5
             factors[name] = (torch.zeros(out, rank).to(weight), down)

@@ -80,10 +80,14 @@ class StyleSet:
             del self.loaded[name], self._fusions[name]
             self.active.pop(name, None)
 
-    def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None) -> Tensor:
+    def weights(self, whole: bool) -> dict[str, float]:
+        """Of the styles in use. whole: brought up to an `amount` of 1, for a decoder that is given that as its strength."""
+        return {name: weight / self.amount for name, weight in self.active.items()} if whole else self.active
+
+    def fuse(self, latents: Tensor, prompt_embeds: Tensor | None = None, *, whole: bool = False) -> Tensor:
         """`z + sum_i w_i (M_i - z)` over the styles in use; one style of weight 1 gives its M exactly."""
         mixed: Tensor | None = None
-        for name, weight in self.active.items():
+        for name, weight in self.weights(whole).items():
             fusion = self._fusions[name]
             if (fusion.device, fusion.dtype) != (latents.device, latents.dtype):
                 # Not diffusers' own `to`, which warns of what the mixer sees to: its scan stays in float32. And not as
@@ -109,12 +113,13 @@ class StyleSet:
 
     @property
     def amount(self) -> float:
-        """How much the styles in use are wanted together, up to 1."""
-        return min(1.0, sum(map(abs, self.active.values())))
+        """How much the styles in use are wanted together, up to 1; without any, 1."""
+        return min(1.0, sum(map(abs, self.active.values()))) if self.active else 1.0
 
-    def decoder_changes(self) -> tuple[list[dict[str, WeightChange]], list[float]]:
+    def decoder_changes(self, *, whole: bool = False) -> tuple[list[dict[str, WeightChange]], list[float]]:
         """What `blend_changes` takes."""
-        return [self.loaded[name].decoder for name in self.active], list(self.active.values())
+        weights = self.weights(whole)
+        return [self.loaded[name].decoder for name in weights], list(weights.values())
 
     def _require_loaded(self, names: Sequence[str]) -> None:
         for name in names:

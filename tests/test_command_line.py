@@ -284,6 +284,13 @@ def test_stylize_bad_usage_of_image_guided_models(here, arguments, code, sentenc
     assert files() == before
 
 
+@pytest.mark.parametrize("command", [["fit", "ink", "photo.png", "-o", "ink.safetensors"], ["bench"]])
+@pytest.mark.parametrize("model", ["samam", "samam-tiny"])
+def test_image_guided_models_are_for_stylize_alone(here, command, model):
+    said = " ".join(run(*command, "--model", model, code=2).split())
+    assert f"--model {model} paints after pictures: use it with stylemamba stylize --style-image" in said
+
+
 def test_no_video_by_image_guided_models(here):
     Path("clip.mp4").touch()
     a_photo((64, 64)).save("other.png")
@@ -456,6 +463,8 @@ def test_stylize_a_video(here):
         assert away < changed / 4
     run("stylize", "clip.mp4", "--style", "glass.safetensors", "--model", "model")
     assert files() == {"clip.mp4", "out.mp4", "clip-glass.mp4"}
+    run("stylize", "clip.mp4", "--style", "glass.safetensors", "--model", "model", "-o", "clips.v2/")
+    assert Path("clips.v2", "clip-glass.mp4").is_file()
 
 
 def test_ctrl_c_in_a_video_leaves_no_file(here, monkeypatch):
@@ -854,6 +863,7 @@ def test_score(here):
         (["nothing.png", "photo.png"], 1, "nothing.png does not exist"),
         (["photo.png", "nothing.png"], 1, "nothing.png does not exist"),
         (["photo.png", "small.png"], 1, "wanted equal sizes"),
+        (["photo.png", "model"], 2, "model is a folder, wanted the one picture that all were made of"),
         (["photo.png", "photo.png", "--json", "small.png"], 1, "small.png exists already"),
         (["photo.png", "photo.png", "--prompt", "ink", "--text-encoder", "nosuch"], 1, "no model 'nosuch'"),
         (["photo.png", "photo.png", "--prompt", "ink", "--text-encoder", "model/text_encoder"], 1, "holds no vision tower"),

@@ -235,6 +235,11 @@ class TestScore:
         assert set(metrics.score(a, a)) == {"ssim", "psnr"}
         assert set(metrics.score(a, a, encoder=ToyEncoder())) == {"ssim", "psnr"}
 
+    def test_a_prompt_without_an_encoder_is_said(self, caplog):
+        a = images(1, 3, 16, 16)
+        assert set(metrics.score(a, a, "ink")) == {"ssim", "psnr"}
+        assert "no encoder" in caplog.text
+
     def test_another_family_and_an_unknown_bias(self):
         encoder = ToyEncoder()
         encoder.family, encoder.logit_bias = "clip", None

@@ -24,6 +24,10 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pretended_gpu import PretendedGPU
+
 from stylemamba import Style, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.deflicker import stylize_frames
@@ -413,6 +417,16 @@ class TestStylize:
         torch.testing.assert_close(run("Stylize", image=image, **STYLIZE)[0], expected(tiny, photo))
         result, _ = run("Stylize", image=image, style=style, **STYLIZE)
         torch.testing.assert_close(result, expected(tiny, photo, style.parts[0][0]))
+
+    def test_words_and_a_picture_meet_where_the_nets_are(self, image, tiny):
+        """The host moves them to its device only when they are about to be used."""
+        model = HostModel.of("tiny", tiny)
+        (seen,) = run("StyleFromImage", model=model, image=1 - image)
+        (blend,) = run("BlendStyles", style_a="ink", weight_a=0.5, style_b=seen, weight_b=0.5)
+        wanted = model.styled(blend).embeds
+        model.patcher.load_device = torch.device("cuda")
+        with PretendedGPU():
+            assert torch.equal(model.styled(blend).embeds, wanted)
 
     def test_exception(self, model, image, wordless):
         with pytest.raises(ValueError, match="'wordless' reads no prompts.*connect a style"):

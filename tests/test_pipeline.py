@@ -802,6 +802,15 @@ class TestSteps:
         assert decoded.shape[-2:] == (48, 40)
         assert_close(run(pipe, picture(45, 33), strength=0.7), decoded[..., :45, :33].clamp(0, 1))
 
+    def test_inputs_are_checked_with_the_defaults_of_a_call(self, pipe):
+        pipe.check_inputs(picture(), "stained glass")
+        with pytest.raises(ValueError, match="prompt is None and no style is loaded"):
+            pipe.check_inputs(picture())
+        given, taken = (inspect.signature(f).parameters for f in (pipe.check_inputs, pipe.__call__))
+        for name in given:
+            default = taken[name].default
+            assert given[name].default == (tuple(default) if isinstance(default, list) else default), name
+
     @torch.no_grad()
     def test_latents_are_scaled_as_in_diffusers(self, pipe):
         raw = pipe.vae.encode(picture() * 2 - 1).latent_dist.mode()

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from stylemamba import PromptFitConfig, Style, StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
+from stylemamba.pipeline.fit_checkpoint import load_checkpoint
 from stylemamba.pipeline.images import read_images
 from stylemamba.pipeline.prompt_fit import PromptFit
 
@@ -447,6 +448,21 @@ def test_a_fit_left_at_any_step_goes_on_as_if_nothing_had_been(
     )
     assert steps == list(range(last + 1, wanted.info["steps_done"] + 1))
     assert resumed.info["stopped"] == "" and same(resumed, wanted)
+
+
+def test_moments_come_back_in_the_layout_of_their_weights(pipe, photo, tmp_path):
+    """The autoencoder's channels lie side by side in memory; a file has only one layout."""
+    pipe.vae.to(memory_format=torch.channels_last)
+    options, checkpoint = {"train": "fusion+decoder", **SHORT}, tmp_path / "fit.safetensors"
+    wanted = fit(pipe, photo, **options)
+    fit(pipe, photo, checkpoint=checkpoint, callback=stop_after(2), **options)
+
+    resumed = prepared(pipe, photo, **options)
+    load_checkpoint(resumed, checkpoint)
+    for value, state in resumed.optimizer.state.items():
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == value.stride()
+    assert any(not value.is_contiguous() for value in resumed.optimizer.state)
+    assert same(fit(pipe, photo, checkpoint=checkpoint, **options), wanted)
 
 
 @each_mode

@@ -17,17 +17,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 import sharpen_stylizer  # noqa: E402
 from finish_pairs import Artworks, StyleJudge  # noqa: E402
+from manifest import HELD_OUT  # noqa: E402
 from pretended_gpu import PretendedGPU  # noqa: E402
 from sharpen_stylizer import (  # noqa: E402
     STEERED,
     TEMPERATURE,
     LabelDistance,
+    Palettes,
     Stylizer,
     crop,
     reading_loss,
     ssim,
 )
-from teach_pairs import HELD_OUT  # noqa: E402
 from timed_run import TimedRun  # noqa: E402
 from tiny_teachers import picture_set, shift_tolerant_vgg16  # noqa: E402
 
@@ -76,6 +77,38 @@ def test_going_down_the_loss_leads_to_the_label(judge):
         distance.loss(distance(numbers), asked).backward()
         numbers = (numbers - 0.02 * numbers.grad / numbers.grad.norm()).clamp(min=0)
     assert judge.ranks(numbers.detach(), ["neon"]).item() == 0
+
+
+def flat(*colors: tuple[float, float, float]) -> torch.Tensor:
+    """(1, 3, 32, 32 * n): areas of one colour beside each other."""
+    return torch.cat([torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 32, 32) for color in colors], -1)
+
+
+def test_a_palette_is_the_energy_distance_of_colours():
+    black, white = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    palettes = Palettes({"soot": [flat(black)], "chess": [flat(black, white)]})
+    # 2 E|x - y| - E|x - x'| - E|y - y'|: greys have no chroma, so that black and white are 1 apart.
+    assert palettes.loss(flat(white), ["soot"]).item() == pytest.approx(2, abs=1e-4)
+    assert palettes.loss(flat(white), ["chess"]).item() == pytest.approx(2 / 2 - 1 / 2, abs=1e-4)
+    assert palettes.loss(flat(white, black), ["chess"]).item() == pytest.approx(0, abs=1e-4)
+    assert palettes.loss(flat(white, black).repeat(2, 1, 1, 1), ["chess", "soot"]).item() == pytest.approx(
+        (0 + 2 / 2 - 1 / 2) / 2, abs=1e-4
+    )
+
+
+def test_two_colours_are_not_the_palette_that_has_their_mean_and_deviation():
+    """What a judge of means and deviations would be content with."""
+    red, green, blue, yellow = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9), (0.9, 0.9, 0.1)
+    many = flat(red, green, blue, yellow)
+    mean, deviation = many.mean((2, 3), keepdim=True), many.std((2, 3), correction=0, keepdim=True)
+    two = torch.cat([(mean - deviation).expand(1, 3, 32, 64), (mean + deviation).expand(1, 3, 32, 64)], -1)
+    palettes = Palettes({"glass": [many]})
+    assert palettes.loss(two, ["glass"]) > palettes.loss(many.flip(-1), ["glass"]) + 0.1
+    # strokes finer than an area do not count
+    stripes = torch.arange(32) % 2 * 0.1 - 0.05
+    torch.testing.assert_close(
+        palettes.loss(many + stripes.repeat(4), ["glass"]), palettes.loss(many, ["glass"]), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -165,7 +198,7 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(device, tmp_pat
     out = tmp_path / "out"
     command = ["sharpen_stylizer.py", *map(str, (data, start, out)), "--vgg", str(vgg)]
     command += ["--batch", "1", "--crop", "176", "--device", device]
-    monkeypatch.setattr(sharpen_stylizer, "HELD_OUT", {"photos": [rows[0]["file"]]})
+    monkeypatch.setitem(HELD_OUT, "photos", [rows[0]["file"]])
     monkeypatch.setattr(sharpen_stylizer, "READING_STEPS", 2)
     monkeypatch.setattr(sharpen_stylizer, "draw_samples", lambda *_: None)  # of photos that are not here
 

@@ -186,6 +186,20 @@ def test_low_rank_changes_of_a_large_decoder_stay_at_latent_resolution(component
     assert any("attentions" in name for name in names) and "decoder.conv_in.weight" in names
 
 
+def test_of_a_decoder_that_paints_only_what_the_embedding_steers_is_changed():
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4)
+    steering = {
+        name
+        for name, _ in painter.named_parameters()
+        if any(part in name for part in ("to_code.", "to_scale_shift.", "to_amount."))
+    }
+    decoder = StyleDecoder(painter)
+    assert decoder.full_changes().keys() == steering
+    matrices = {name for name in steering if painter.get_parameter(name).ndim > 1}
+    assert decoder.low_rank_changes(2, seed=0).keys() == matrices
+    assert any(name.startswith("norm_widen.") for name in matrices)  # the last, which sets the colours
+
+
 # Precision and hosts
 
 

@@ -338,6 +338,46 @@ def test_a_weight_says_how_much_of_a_style_a_decoder_that_paints_gives(component
     assert float((result(pipe, photo) - plain).abs().mean()) == pytest.approx(changes[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("prompt", [None, "neon city at night"])
+@pytest.mark.parametrize("output", ["pt", "latent"])
+def test_a_weight_is_a_strength_where_a_decoder_paints(components, photo, prompt, output):
+    """Once, not once for the latents and once more for the picture; and what is learnt of the decoder stays whole."""
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4).eval()
+    pipe = StyleMambaPipeline(**components(vae=small_vae, style_decoder=painter))
+    style = make_style(pipe.vae, 1, decoder="none")
+    style.decoder = {k: torch.full_like(v, 0.05) for k, v in StyleDecoder(painter).full_changes().items()}
+    style.info["base"]["style_decoder"] = describe_component(painter)
+    pipe.load_style(style, "glass")
+
+    def painted(weight, strength):
+        pipe.set_styles("glass", weight)
+        return pipe(photo, prompt, strength=strength, output_type=output).images
+
+    torch.testing.assert_close(painted(0.5, 1.0), painted(1.0, 0.5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(painted(0.5, 0.5), painted(1.0, 0.25), atol=1e-5, rtol=0)
+    assert (painted(0.5, 1.0) - painted(1.0, 1.0)).abs().max() > 1e-3
+    z = pipe.encode_image(photo)
+    pipe.set_styles("glass", 0.5)
+    steps = pipe.decode(pipe.fuse(z), plain=z)
+    pipe.set_styles("glass", 1.0)
+    torch.testing.assert_close(steps, pipe.decode(pipe.fuse(z), strength=0.5, plain=z), atol=1e-5, rtol=0)
+
+
+def test_one_prompt_fuses_a_batch(styled, photo):
+    z = latents_of(styled, torch.cat([photo, photo.flip(-1)]))
+    embeds = styled.encode_prompt("neon city at night")
+    with torch.no_grad():
+        for names in (["glass"], ["glass", "ink"], []):
+            if names:
+                styled.set_styles(names)
+            else:
+                styled.unload_styles()
+            wanted = torch.cat([styled.fuse(one, embeds) for one in z.split(1)])
+            torch.testing.assert_close(styled.fuse(z, embeds), wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="prompt_embeds have shape"):
+        styled.fuse(z, embeds.expand(3, -1))
+
+
 def test_a_style_that_would_change_the_encoder_is_refused(pipe):
     name = "encoder.conv_in.weight"
     style = make_style(pipe.vae, 1, decoder="none")

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 import sharpen_stylizer  # noqa: E402
 import train_perceptual  # noqa: E402
 import train_tiny  # noqa: E402
+from manifest import HELD_OUT  # noqa: E402
 from pretended_gpu import PretendedGPU, on_gpu  # noqa: E402
-from teach_pairs import HELD_OUT  # noqa: E402
 from teacher_vgg import _LargestOfFour  # noqa: E402
 from timed_run import TimedRun  # noqa: E402
 from tiny_teachers import picture_set, sentence_encoder, shift_tolerant_vgg16  # noqa: E402

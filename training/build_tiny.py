@@ -1,6 +1,6 @@
-"""Puts the trained parts together as the bundled model `tiny`, in half precision, and prints what README.md of weights/ needs.
+"""Puts the trained parts together as a pipeline like the bundled `tiny`, in half precision: what sharpening starts from.
 
-    python training/build_tiny.py RUNS -o ../weights/tiny
+    python training/build_tiny.py RUNS -o RUNS/taught
 
 RUNS holds what the other scripts wrote: vae/, text/tower/, image_encoder/, perceptual/ and stylizer/.
 """

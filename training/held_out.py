@@ -12,6 +12,8 @@ import json
 import random
 from pathlib import Path
 
+from manifest import read_manifest
+
 SEED = 0
 PHOTOS = 40
 FILE = Path(__file__).with_name("held_out.json")
@@ -34,8 +36,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     args = parser.parse_args()
-    lines = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    FILE.write_text(json.dumps(hold_out([json.loads(line) for line in lines]), indent=1) + "\n")
+    FILE.write_text(json.dumps(hold_out(read_manifest(args.data)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

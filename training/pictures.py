@@ -40,8 +40,3 @@ def read(file: Path, side: int) -> Tensor:
 def read_unit(file: Path, side: int, device: str | torch.device = "cpu") -> Tensor:
     """-> (1, 3, H, W) in [0, 1], the short side `side` px."""
     return read(file, side)[None].to(device).float() / 255
-
-
-def picture_files(*folders: Path) -> list[Path]:
-    kinds = {".webp", ".jpg", ".jpeg", ".png"}
-    return sorted(f for folder in folders for f in folder.rglob("*") if f.suffix.lower() in kinds)

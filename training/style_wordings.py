@@ -46,7 +46,8 @@ def wordings(label: str, captions: list[str], count: int = 32) -> list[str]:
         for article in _ARTICLES
         if caption.startswith(article)
     ]
-    names = [label, *{caption.split(by)[1] for caption in captions for by in _BY if by in caption[:30]}]
+    by_whom = (caption.split(by)[1] for caption in captions for by in _BY if by in caption[:30])
+    names = [label, *dict.fromkeys(by_whom)]  # a set has another order in each process
     texts = dict.fromkeys([label, *captions])
     for _ in range(100 * count):
         if len(texts) >= count:

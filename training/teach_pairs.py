@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from manifest import read_manifest, training_photos
 from pictures import read_unit
 from PIL import Image
 from torch import Tensor
 
 LONG_SIDE = 384  # the teacher's own
-HELD_OUT = json.loads(Path(__file__).with_name("held_out.json").read_text(encoding="utf-8"))
 
 
 def look(file: Path) -> Tensor:
@@ -58,14 +58,10 @@ def main() -> None:
     parser.add_argument("--list-only", action="store_true")
     args = parser.parse_args()
 
-    rows = [
-        json.loads(line) for line in (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    photos = sorted({row["file"] for row in rows if row["kind"] == "content"} - set(HELD_OUT["photos"]))
+    photos = training_photos(args.data)
     artworks = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "style":
-            artworks[row["label"]].append(args.data / row["file"])
+    for row in read_manifest(args.data, "style"):
+        artworks[row["label"]].append(args.data / row["file"])
     every = [file for files in artworks.values() for file in files]
     sample = random.Random(0).sample(every, min(300, len(every)))
     deviation = torch.stack([look(file) for file in sample]).std(0)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from pictures import Pictures, picture_files
+from manifest import read_manifest, training_pictures
+from pictures import Pictures
 from timed_run import TimedRun, add_run_options
 from torch import Tensor, nn
 
@@ -64,8 +65,8 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=288, limit=1500)
-    evaluation = Pictures(picture_files(args.data / "eval"), side=256)
+    pictures = Pictures(training_pictures(args.data), side=288, limit=1500)
+    evaluation = Pictures([args.data / row["file"] for row in read_manifest(args.data, "eval")], side=256)
     held_out = evaluation.crops(16, 192, random.Random(1)).to(args.device) * 2 - 1
     vae = new_autoencoder().to(args.device, memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from manifest import read_manifest
 from pictures import read_unit
 from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
@@ -53,8 +54,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    lines = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "style"]
+    rows = read_manifest(args.data, "style")
     text_space = {
         label: embeds.to(args.device) for label, embeds in embed_labels(args.data, args.text).items()
     }

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from manifest import HELD_OUT, read_manifest
 from pictures import read
-from teach_pairs import HELD_OUT
 from teacher_vgg import Teacher, load_teacher
 from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor, nn
@@ -259,9 +259,7 @@ def save(pipe: SaMamPipeline | MambaSTPipeline, args: argparse.Namespace, sheet:
     pipe.set_progress_bar_config(disable=True)
     pipe.model.eval()
     photos = [read(args.data / name, 256)[:, :256, :256] / 255 for name in HELD_OUT["photos"][:3]]
-    lines = (args.data / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    paintings = [row["file"] for row in rows if row["kind"] == "eval" and row["role"] == "style"][::2]
+    paintings = [row["file"] for row in read_manifest(args.data, "eval") if row["role"] == "style"][::2]
     styles = [read(args.data / name, 256) / 255 for name in paintings]
     tiles = [[torch.ones(1, 3, 256, 256), *(resize(style[None], (256, 256)) for style in styles)]]
     for photo in photos:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pictures import Pictures, picture_files
+from manifest import read_manifest, training_pictures
+from pictures import Pictures
 from scipy.optimize import nnls
 from teacher_vgg import Teacher, load_teacher
 from timed_run import TimedRun, add_run_options
@@ -171,8 +172,8 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     teacher, heads = load_teacher(args.vgg, device=args.device)
-    pictures = Pictures(picture_files(args.data / "content", args.data / "style"), side=160)
-    evaluation = Pictures(picture_files(args.data / "eval"), side=160)
+    pictures = Pictures(training_pictures(args.data), side=160)
+    evaluation = Pictures([args.data / row["file"] for row in read_manifest(args.data, "eval")], side=160)
     held_out = evaluation.crops(16, args.crop, random.Random(1)).to(args.device)
     first = pictures.crops(64, args.crop, random.Random(0)).to(args.device)
     network = pruned_teacher(teacher, first)

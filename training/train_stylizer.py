@@ -21,10 +21,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from manifest import HELD_OUT, read_manifest
 from pictures import read, read_unit
 from PIL import Image
 from style_wordings import wordings
-from teach_pairs import HELD_OUT, LONG_SIDE
+from teach_pairs import LONG_SIDE
 from teacher_vgg import Teacher, load_teacher
 from timed_run import TimedRun, add_run_options, save_whole
 from torch import Tensor
@@ -326,11 +327,7 @@ def embed_labels(data: Path, text: Path) -> dict[str, Tensor]:
         SiglipTextModel.from_pretrained(text / "text_encoder").eval(),
         AutoTokenizer.from_pretrained(text / "tokenizer"),
     )
-    captions: dict[str, list[str]] = {}
-    for line in (data / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["kind"] == "style":
-            captions[row["label"]] = row["captions"]
+    captions = {row["label"]: row["captions"] for row in read_manifest(data, "style")}
     return {label: encoder.embed_texts(wordings(label, texts)) for label, texts in captions.items()}
 
 

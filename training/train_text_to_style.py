@@ -1,6 +1,6 @@
 """Teaches a SaMam to read prompts: a small head from a text tower to what SaMam sees in artworks.
 
-    python training/train_text_to_style.py DATA ../weights/samam-tiny --text ../weights/tiny -o ../weights/samam-tiny
+    python training/train_text_to_style.py DATA ../weights/samam-tiny --text ../weights/tiny -o runs/samam-words
 
 Nothing but the head is trained, by the artworks' style embeddings alone, so that it takes a few minutes on one core. A
 label's words go to the one of its artworks whose embedding is nearest to their mean: between two artworks may lie a style
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from manifest import HELD_OUT, read_manifest
 from pictures import read_unit
-from teach_pairs import HELD_OUT
 from torch import Tensor
 from train_stylizer import embed_labels
 from transformers import AutoTokenizer, SiglipTextModel
@@ -32,10 +32,8 @@ from stylemamba.pipeline.text_to_style import TextToStyle
 def embed_artworks(pipe: SaMamPipeline, data: Path, each: int) -> dict[str, Tensor]:
     """Label -> style embeddings of up to `each` of its artworks (N, R, 3, 3)."""
     artworks = defaultdict(list)
-    for line in (data / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["kind"] == "style":
-            artworks[row["label"]].append(data / row["file"])
+    for row in read_manifest(data, "style"):
+        artworks[row["label"]].append(data / row["file"])
     side, found = pipe.config.style_size, {}
     for number, label in enumerate(sorted(artworks), 1):
         files = random.Random(label).sample(artworks[label], min(each, len(artworks[label])))
@@ -49,10 +47,8 @@ def embed_artworks(pipe: SaMamPipeline, data: Path, each: int) -> dict[str, Tens
 def report(head: TextToStyle, encoder: SiglipEncoder, data: Path, wanted: Tensor, labels: list[str]) -> None:
     """How near captions that no training read come to the artwork of their label, beside those of other labels."""
     held_out, seen = set(HELD_OUT["captions"]), {}
-    for line in (data / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["kind"] == "style":
-            seen |= {caption: row["label"] for caption in row["captions"] if caption in held_out}
+    for row in read_manifest(data, "style"):
+        seen |= {caption: row["label"] for caption in row["captions"] if caption in held_out}
     with torch.no_grad():
         got = head.head(encoder.embed_texts(list(seen)))  # standardised, (N, 9 R)
     cosines = F.normalize(got, dim=1) @ F.normalize(wanted, dim=1).T  # (N, K)

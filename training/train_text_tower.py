@@ -29,6 +29,7 @@ import numpy as np
 import style_wordings
 import torch
 import torch.nn.functional as F
+from manifest import read_manifest
 from safetensors.torch import load_file, save_file
 from style_corpus import StyleCorpus, Wording, held_out_strings, read_vocabulary
 from timed_run import TimedRun, add_run_options
@@ -429,12 +430,11 @@ def report(
         print(f"{name}: own label nearest {first:.1%}, in the nearest five {five:.1%} of {len(places)}")
 
 
-def read_captions(manifest: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def read_captions(data: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """-> {label: captions} of styles, and the same of photographs."""
     styles: dict[str, list[str]] = {}
     photos: dict[str, list[str]] = {}
-    for line in manifest.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_manifest(data):
         is_photo = row["kind"] == "content" or row.get("role") == "content"
         texts = (photos if is_photo else styles).setdefault(row["label"], [])
         texts += [caption for caption in row["captions"] if caption not in texts]
@@ -453,10 +453,9 @@ def without_bare_names(texts: Sequence[str], label: str, labels: Iterable[str]) 
     ]
 
 
-def trained_labels(manifest: Path) -> list[str]:
+def trained_labels(data: Path) -> list[str]:
     """Those with artworks to train with, in the order of the memory's styles."""
-    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
-    return list(dict.fromkeys(row["label"] for row in rows if row["kind"] == "style"))
+    return list(dict.fromkeys(row["label"] for row in read_manifest(data, "style")))
 
 
 def read_descriptions(
@@ -540,9 +539,9 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    cache, manifest = args.out / "sentences", args.data / "manifest.jsonl"
+    cache = args.out / "sentences"
     sentences = SentenceEncoder(args.sentence_encoder, args.bfloat16, args.device)
-    styles, photos = read_captions(manifest)
+    styles, photos = read_captions(args.data)
     held_out = held_out_strings(*args.held_out)
     reserved = {text.casefold() for text in held_out}
 
@@ -567,7 +566,7 @@ def main() -> None:
         places = places_of(styles, reserved, vectors)
     else:
         memory = StyleMemory.from_pretrained(args.start / "style_memory").float()
-        places = dict(zip(trained_labels(manifest), memory.styles, strict=True))
+        places = dict(zip(trained_labels(args.data), memory.styles, strict=True))
     described, kept_back = read_descriptions(places, reserved)
     # Labels are names that a prompt may well be, and are learned like captions.
     captions = [*styles, *(c for texts in styles.values() for c in texts)]

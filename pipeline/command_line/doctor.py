@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ...weights import bundled_names
+from .model_options import holds_image_guided
 from .terminal import complain, plain, quiet_libraries, show_table
 
 _REQUIRED = ("torch", "diffusers", "transformers", "safetensors", "einops", "torchmetrics")
@@ -104,7 +105,13 @@ def _scans() -> list[tuple[str, str, str]]:
 
 
 def _bundled() -> list[tuple[str, str, str]]:
-    rows = [(f"bundled model {name}", "ok", f"for --model {name}") for name in bundled_names()]
+    uses = {
+        name: f"for stylemamba stylize --style-image --model {name}"
+        if holds_image_guided(name)
+        else f"for --model {name}"
+        for name in bundled_names()
+    }
+    rows = [(f"bundled model {name}", "ok", use) for name, use in uses.items()]
     return rows or [("bundled model", "none", "name one with --model, or with --vae and --text-encoder")]
 
 

@@ -204,7 +204,9 @@ def fit(
 
     losses = style.info["losses"].get("style")
     if not losses:
-        raise FloatingPointError(f"nothing was learnt: the fit became {style.info['stopped']}.")
+        raise FloatingPointError(
+            f"nothing was learnt: the fit became {style.info['stopped']}. Try --train fusion, or another picture."
+        )
     style.save(out)
     checkpoint.unlink(missing_ok=True)
     say(f"{out}: {style.info['steps_done']} steps, style loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...weights import bundled_folder, bundled_names
+from ...weights import bundled_folder, bundled_names, is_image_guided
 from .terminal import quiet_libraries
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..style import Style
 
 _PANEL = "Model"
+_SHORT_NAMES = {"samam": "samam-tiny", "mamba-st": "mamba-st-tiny"}
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -74,6 +76,17 @@ VggOption = Annotated[
 ]
 
 
+def full_name(model: str | None) -> str | None:
+    """`samam` is short for `samam-tiny`, where nothing else has that name."""
+    return model if model is None or os.path.exists(model) else _SHORT_NAMES.get(model, model)
+
+
+def holds_image_guided(model: str | None) -> bool:
+    """A Hub id is taken for a StyleMamba; what it holds is known once it is fetched."""
+    folder = None if model is None else bundled_folder(model) or Path(model)
+    return folder is not None and is_image_guided(folder)
+
+
 def load_model(
     model: str | None,
     vae: str | None,
@@ -88,6 +101,10 @@ def load_model(
         raise typer.BadParameter("wanted either --model, or --vae and --text-encoder, not both.")
     if vae is not None and text_encoder is None and not styles:
         raise typer.BadParameter("--vae alone reads no prompt: add --text-encoder with a SigLIP checkpoint.")
+    if holds_image_guided(full_name(model)):
+        raise typer.BadParameter(
+            f"--model {model} paints after pictures: use it with stylemamba stylize --style-image, or leave it out."
+        )
     precision = _torch_dtype(dtype)
     place = choose_device(device)
     quiet_libraries()

@@ -15,7 +15,7 @@ def plan_outputs(
     """Picture -> the file of each of its results, one for each label, all checked: none is an input, and none is there
     already unless `overwrite` says so. `out` is a file for a single result, else a folder."""
     single = len(pictures) * len(labels) == 1
-    if out is not None and Path(out).suffix and not out.endswith(("/", os.sep)) and not os.path.isdir(out):
+    if names_a_file(out):
         require_picture_suffix(Path(out))
         if not single:
             raise typer.BadParameter(
@@ -34,6 +34,16 @@ def plan_outputs(
             raise FileExistsError(f"{target} is one of the pictures to stylize: give another name with -o.")
         require_output(target, overwrite=overwrite)
     return targets
+
+
+def names_a_file(out: str | None) -> bool:
+    """Whether `-o` is meant as a file: anything with an ending that is no folder, and not written as one."""
+    return (
+        out is not None
+        and Path(out).suffix != ""
+        and not out.endswith(("/", os.sep))
+        and not os.path.isdir(out)
+    )
 
 
 def require_picture_suffix(path: Path) -> None:

@@ -49,6 +49,8 @@ def score(
     if (prompt is None) != (text_encoder is None):
         raise typer.BadParameter("wanted --prompt and --text-encoder together, got one of them.")
     results = find_pictures(stylized)
+    if content.is_dir():
+        raise typer.BadParameter(f"{content} is a folder, wanted the one picture that all were made of.")
     find_pictures(str(content))
     if json_file is not None:
         require_output(json_file, overwrite=overwrite)

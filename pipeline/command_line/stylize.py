@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...weights import bundled_folder, is_image_guided, named_styles
+from ...weights import named_styles
 from ..presets import PRESETS, preset
 from .model_options import (
     DeviceOption,
@@ -16,6 +16,8 @@ from .model_options import (
     ModelOption,
     TextEncoderOption,
     VaeOption,
+    full_name,
+    holds_image_guided,
     load_image_guided,
     load_model,
 )
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 _TEXT_ENCODER = "google/siglip-base-patch16-224"
 _KEEP, _PLACE, _IMAGE_GUIDED = "What is kept", "Where", "For --model samam and mamba-st"
-_SHORT_NAMES = {"samam": "samam-tiny", "mamba-st": "mamba-st-tiny"}
 
 ImageArgument = Annotated[
     str,
@@ -233,9 +234,8 @@ def stylize(
     """
     prompts, style_images = prompts or [], style_image or []
     _require_quoted(prompts)
-    if model in _SHORT_NAMES and not os.path.exists(model):
-        model = _SHORT_NAMES[model]
-    image_guided = _is_image_guided(model)
+    model = full_name(model)
+    image_guided = holds_image_guided(model)
     if mix not in ("linear", "slerp"):
         raise typer.BadParameter(f"--mix is {mix!r}, wanted linear or slerp.")
     if not (prompts or style or style_images or region):
@@ -462,12 +462,6 @@ def _load_styles(pipe: "StyleMambaPipeline", styles: dict[str, "Style"], choice:
 
 def _is_video(image: str) -> bool:
     return Path(image).suffix.lower() in VIDEOS and os.path.isfile(image)
-
-
-def _is_image_guided(model: str | None) -> bool:
-    """A Hub id is taken for a StyleMamba; what it holds is known once it is fetched."""
-    folder = None if model is None else bundled_folder(model) or Path(model)
-    return folder is not None and is_image_guided(folder)
 
 
 def _require_image_guided(

@@ -1,13 +1,12 @@
 """Videos on the command line: which file the result goes to, and the way of its frames through a pipeline."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from .output_files import plan_outputs, require_output
+from .output_files import names_a_file, plan_outputs, require_output
 from .terminal import progress_bar, say
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def plan_video(source: Path, label: str, out: str | None, overwrite: bool) -> Vi
     """Both ends checked, before any long work is done."""
     from ..video import WRITABLE, VideoFile
 
-    if out is not None and Path(out).suffix and not os.path.isdir(out):
+    if names_a_file(out):
         target = Path(out)
         if target.suffix.lower() not in WRITABLE:
             raise typer.BadParameter(
