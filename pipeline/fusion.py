@@ -147,6 +147,8 @@ class StyleFusion(ModelMixin, ConfigMixin):
     to move the modulation within a fit of twenty steps.
 
     `d_model=None` takes the tokens as they are (width C*r*r). Another width adds a linear layer at either end.
+    `warm_up`: rows of latents that stand mirrored above the picture while it is fused. A scan begins with an empty state; without
+    them the first rows of a picture, until the state is full, have colours of their own.
     """
 
     _no_split_modules = ["FusionBlock"]
@@ -172,8 +174,11 @@ class StyleFusion(ModelMixin, ConfigMixin):
         scan_order: str = "raster",
         conv: str = "causal",
         ssm: str = "mamba",
+        warm_up: int = 0,
     ) -> None:
         super().__init__()
+        if type(warm_up) is not int or warm_up < 0:
+            raise ValueError(f"warm_up is {warm_up!r:.40}, wanted a whole number from 0 on.")
         sizes = {
             "latent_channels": latent_channels, "cond_dim": cond_dim, "unshuffle": unshuffle, "depth": depth,
             "d_model": 1 if d_model is None else d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand,
@@ -223,12 +228,14 @@ class StyleFusion(ModelMixin, ConfigMixin):
         cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(self.config.cond_dim)  # (B, E)
         cond = cond.to(latents.dtype)
 
+        above = min(self.config.warm_up, height - 1)
+        latents = F.pad(latents, (0, 0, above, 0), mode="reflect") if above else latents
         tokens, grid = latent_to_tokens(pad_to_multiple(latents, r), r)  # (B, L, C*r*r)
         x = tokens if self.proj_in is None else self.proj_in(tokens)  # (B, L, d)
         for block in self.blocks:
             x = block(x, cond, *grid)  # (B, L, d)
         x = x if self.proj_out is None else tokens + self.proj_out(x)  # (B, L, C*r*r)
-        return tokens_to_latent(x, r, *grid)[..., :height, :width]  # (B, C, h, w)
+        return tokens_to_latent(x, r, *grid)[..., above : above + height, :width]  # (B, C, h, w)
 
     def _check(self, latents: Tensor, prompt_embeds: Tensor) -> None:
         channels, cond_dim = self.config.latent_channels, self.config.cond_dim

@@ -341,7 +341,9 @@ class PromptFit:
     @cached_property
     def base(self) -> dict[str, dict[str, str]]:
         """The models that this fit stands on."""
-        names = ("vae", "image_encoder", "fusion", "style_decoder", "perceptual")
+        names = (
+            "vae", "text_encoder", "style_memory", "image_encoder", "fusion", "style_decoder", "perceptual",
+        )  # fmt: skip
         parts = {name: getattr(self.pipe, name) for name in names}
         return {name: describe_component(part) for name, part in parts.items() if part is not None}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stylemamba import StyleFusion
+from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.fusion import PRESETS, latent_to_tokens, tokens_to_latent
 
 READINGS = ("A", "B", "C", "D")
@@ -422,3 +422,53 @@ def test_wrong_arguments_are_named_with_the_wanted_ones(options, sentence):
 def test_an_unknown_preset_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="preset is 'huge', wanted one of paper, wide, dense, tiny"):
         StyleFusion.from_preset("huge")
+
+
+# Rows to begin on
+
+
+@pytest.mark.parametrize("scan_order", ORDERS)
+@pytest.mark.parametrize("unshuffle", [1, 2])
+@pytest.mark.parametrize("height", [2, 5, 12])
+def test_rows_to_begin_on_are_mirrored_above_and_taken_off_again(scan_order, unshuffle, height):
+    plain = awaken(small(scan_order=scan_order, unshuffle=unshuffle))
+    warm = small(scan_order=scan_order, unshuffle=unshuffle, warm_up=4)
+    warm.load_state_dict(plain.state_dict())
+    z = draw(2, 4, height, 7)
+    rows = min(4, height - 1)
+    above = z[:, :, 1 : rows + 1].flip(2)  # without the row that is mirrored at
+    wanted = plain(torch.cat([above, z], 2), prompts(2))[:, :, rows:]
+    torch.testing.assert_close(warm(z, prompts(2)), wanted)
+    assert (warm(z, prompts(2)) - plain(z, prompts(2))).abs().max() > 1e-3
+
+
+def test_one_row_has_none_to_mirror_and_a_fresh_fusion_stays_the_identity():
+    warm, z = small(warm_up=3), draw(1, 4, 1, 6)
+    assert warm(z, prompts(1)).shape == z.shape
+    z = draw(1, 4, 9, 6)
+    assert same_bits(warm(z, prompts(1)), z)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "4"])
+def test_rows_to_begin_on_are_a_number(wrong):
+    with pytest.raises(ValueError, match="warm_up is .*, wanted a whole number from 0 on"):
+        small(warm_up=wrong)
+
+
+def test_the_bundled_fusion_paints_the_first_rows_as_the_rest():
+    """Without rows to begin on, the top of a picture without any top is of another colour."""
+    pipe = StyleMambaPipeline.from_pretrained("tiny")
+    even = F.interpolate(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), size=256)
+    bare = StyleFusion(**{**pipe.fusion.config, "warm_up": 0})
+    bare.load_state_dict(pipe.fusion.state_dict())
+
+    def band(fusion) -> float:
+        pipe.fusion = fusion
+        colours = []
+        for prompt in ("ukiyo-e woodblock print", "in the style of van Gogh", "stained glass window"):
+            picture = pipe(even / 2 + 0.25, prompt, output_type="pt").images[0]
+            colours.append(picture[:, :24].mean((1, 2)) - picture[:, 96:].mean((1, 2)))
+        return float(torch.stack(colours).abs().mean())
+
+    warm = band(pipe.fusion)
+    assert warm < 0.5 * band(bare)

@@ -689,7 +689,7 @@ def test_a_style_tells_where_it_came_from(pipe, photo):
     )
     assert PromptFitConfig(**info["config"]) == PromptFitConfig(epochs=2, preset="quality")
     assert info["base"]["vae"]["class"] == "AutoencoderKL" and len(info["base"]["vae"]["fingerprint"]) == 16
-    assert info["base"].keys() == {"vae", "image_encoder", "fusion", "perceptual"}
+    assert info["base"].keys() == {"vae", "text_encoder", "image_encoder", "fusion", "perceptual"}
     assert info["versions"]["torch"] == torch.__version__.partition("+")[0]
     torch.testing.assert_close(style.prompt_embeds, pipe.encode_prompt(PROMPT)[0])
 

@@ -142,6 +142,7 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
+            warm_up=16,
         )
         decoder = ConditionalDecoder(
             latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
