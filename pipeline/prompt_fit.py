@@ -369,7 +369,8 @@ class PromptFit:
             self.parameters[name].copy_(value)
         self.stopped = f"not finite at step {self.done + 1} ({error}); the best state before it was restored"
         logger.warning(
-            'The fit became %s. train="fusion", or a lower PromptFitConfig.lr, may help.', self.stopped
+            'The fit became %s. A lower lr may help: PromptFitConfig(lr=...); or train="fusion".',
+            self.stopped,
         )
 
 
