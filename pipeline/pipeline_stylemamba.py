@@ -293,6 +293,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         return self._decode(latents, prompt_embeds, strength)
 
     def _decode(self, latents: Tensor, prompt_embeds: Tensor | None, strength: float) -> Tensor:
+        """One pass; where a decoder paints, of a strength of 0 or 1."""
         latents = latents.to(self.vae.dtype)
         whole = self.style_decoder is not None
         changes = blend_changes(*self.styles.decoder_changes(whole=whole)) if strength else {}

@@ -1,5 +1,6 @@
 """What the training code reads of a folder of pictures: what its manifest names, and nothing that is held out."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_wordings_are_the_same_in_every_process():
     said = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
             cwd=folder,
             capture_output=True,
             text=True,
