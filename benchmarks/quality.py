@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 from fusion import kib
+from lpips_alexnet import LpipsAlexNet
 from PIL import Image, ImageDraw
 from style_judge import AlexFeatures, Artworks, StyleJudge, channel_statistics, square, style_distance
 from torch import Tensor
@@ -55,6 +56,7 @@ COLUMNS = {
     "top5": "judge top-5",
     "ssim": "SSIM, luminance",
     "lpips": "LPIPS",
+    "lpips_shift_tolerant": "LPIPS, shift-tolerant",
     "cfsd": "CFSD, AlexNet",
     "vgg_normalised": "VGG content",
     "mean_std": "style distance",
@@ -167,12 +169,14 @@ class Scorer:
         judge: StyleJudge,
         artworks: Artworks,
         alexnet: AlexFeatures,
+        lpips: LpipsAlexNet | None,
         pipe: StyleMambaPipeline,
         vgg: VGGFeatures | None,
         data: Path,
         entries: list[dict],
     ) -> None:
         self.judge, self.alexnet, self.vgg = judge, alexnet, vgg
+        self.lpips = lpips or alexnet
         self.own = pipe.perceptual
         self.encoder = pipe.encoder if pipe.image_encoder is not None else None
         self.of_photo: dict[int, dict] = {}
@@ -197,6 +201,8 @@ class Scorer:
         """All that the scores ask of the networks for one picture."""
         small = square(picture)
         views = {"large": self.alexnet(picture), "small": self.alexnet(small)}
+        if self.lpips is not self.alexnet:
+            views["lpips"] = self.lpips(picture)
         views["statistics"] = channel_statistics(views["small"])
         if self.vgg is not None:
             views["vgg"] = list(self.vgg(picture, self.vgg.normalised_content_taps).values())
@@ -214,10 +220,14 @@ class Scorer:
         seen, photo = self._views(picture), self.of_photo[job.photo_number]
         scores = {
             "ssim": metrics.ssim(luminance(picture).clamp(0, 1), luminance(job.photo).clamp(0, 1)),
-            "lpips": lpips_head(seen["large"], photo["large"], self.alexnet.heads),
+            "lpips_shift_tolerant": lpips_head(seen["large"], photo["large"], self.alexnet.heads),
             # float64: this network's features, divided by their number, are small, and S is nearly uniform
             "cfsd": metrics.cfsd(seen["small"][2].double(), photo["small"][2].double()),
         }
+        if "lpips" in seen:
+            scores["lpips"] = lpips_head(seen["lpips"], photo["lpips"], self.lpips.heads)
+        else:
+            scores["lpips"] = scores.pop("lpips_shift_tolerant")
         if self.vgg is not None:
             scores["vgg_normalised"] = content_loss(seen["vgg"], photo["vgg"])
         return seen, {name: float(value) for name, value in scores.items()}
@@ -250,8 +260,9 @@ class Scorer:
         judged = {"encoder": self.alexnet.name, "resolution": "256x256", "resize": "Lanczos"}
         if column == "ssim":
             return {"resolution": full}
-        if column == "lpips":
-            return {"encoder": self.alexnet.name, "resolution": full}
+        if column in ("lpips", "lpips_shift_tolerant"):
+            network = self.lpips if column == "lpips" else self.alexnet
+            return {"encoder": network.name, "resolution": full}
         if column == "vgg_normalised":
             return {"encoder": self.vgg.name, "resolution": full}
         if column == "mean_std_own":
@@ -294,14 +305,14 @@ def evaluate(
                         (TILE, TILE), Image.LANCZOS
                     )
                 if name == "model":
-                    maps.append(seen["small"])
+                    maps.append(scorer.lpips(square(picture)))
             pairs = combinations(maps, 2)
-            between += [float(lpips_head(a, b, scorer.alexnet.heads)) for a, b in pairs]
+            between += [float(lpips_head(a, b, scorer.lpips.heads)) for a, b in pairs]
         print(f"photo {number + 1} of {len(photos)} done", flush=True)
     return scores, seen_statistics, between, tiles
 
 
-def strength_sweep(todo: list[Job], pipe: StyleMambaPipeline, alexnet: AlexFeatures) -> dict:
+def strength_sweep(todo: list[Job], pipe: StyleMambaPipeline, network: LpipsAlexNet | AlexFeatures) -> dict:
     """SSIM of luminance must fall and LPIPS must rise with the strength: in the mean, and in which share of pictures."""
     found = {"ssim": [], "lpips": []}
     for job in todo:
@@ -313,7 +324,7 @@ def strength_sweep(todo: list[Job], pipe: StyleMambaPipeline, alexnet: AlexFeatu
             rows["ssim"].append(
                 float(metrics.ssim(luminance(picture).clamp(0, 1), luminance(job.photo).clamp(0, 1)))
             )
-            rows["lpips"].append(float(alexnet.lpips(picture, job.photo)))
+            rows["lpips"].append(float(network.lpips(picture, job.photo)))
         for name, values in rows.items():
             found[name].append(values)
     means = {
@@ -476,6 +487,7 @@ def as_markdown(report: dict) -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     sweep, took = report["strength"], report["time"]
+    scale = "" if "lpips_shift_tolerant" in columns else " and not on the scale of LPIPS v0.1"
     lines += ["", "| strength | SSIM, luminance | LPIPS |", "| ---: | ---: | ---: |"]
     for strength, a, b in zip(sweep["strengths"], sweep["mean"]["ssim"], sweep["mean"]["lpips"], strict=True):
         lines.append(f"| {strength} | {a:.3f} | {b:.3f} |")
@@ -489,8 +501,8 @@ def as_markdown(report: dict) -> str:
         "",
         'Read with care. "Own" columns are taken by parts of the model, which training has pleased. SSIM, LPIPS, CFSD and VGG '
         "content compare with the photo, so identity is perfect in them; the style distance is the mean over the paintings of the "
-        "label. LPIPS has the heads of the shift-tolerant AlexNet and is not on the scale of LPIPS v0.1. FID, ArtFID and "
-        "CFSD have features of this AlexNet instead of the networks of the papers: they rank the rows of this table and cannot "
+        f"label. LPIPS is that of {setting['lpips']}{scale}. FID, ArtFID and "
+        "CFSD have features of the judge's AlexNet instead of the networks of the papers: they rank the rows of this table and cannot "
         "be compared with any published number. FID is biased upwards by few pictures; for methods that ignore the prompt the "
         "pictures repeat. Colour transfer, the peer and SaMam's last row see an artwork that the judge knows.",
         "",
@@ -531,6 +543,7 @@ def main() -> None:
         "--samam", help="a SaMam that reads prompts, beside the model; a bundled name or a folder"
     )
     parser.add_argument("--alexnet", type=Path, help="weights of the judge")
+    parser.add_argument("--lpips", type=Path, help="an AlexNet for LPIPS v0.1, see lpips_alexnet.py")
     parser.add_argument("--vgg", type=Path, help="weights of a VGG, for its content loss")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--size", type=int, default=512)
@@ -564,14 +577,15 @@ def main() -> None:
         samam.set_progress_bar_config(disable=True)
     made = methods(pipe, args.size, samam)
     vgg = VGGFeatures.from_file(args.vgg) if args.vgg else None
-    scorer = Scorer(judge, artworks, alexnet, pipe, vgg, args.data, entries)
+    lpips = LpipsAlexNet.from_file(args.lpips) if args.lpips else None
+    scorer = Scorer(judge, artworks, alexnet, lpips, pipe, vgg, args.data, entries)
 
     # Before anything else has grown or warmed this process.
     time_of = timing(todo[0], pipe, args.size, args.repeats)
     peaks = {size: peak(args.model, size) for size in (args.size, 4 * args.size)}
     with torch.no_grad():
         swept = random.Random(args.seed).sample(todo, min(len(todo), 2 * len(photos)))
-        sweep = strength_sweep(swept, pipe, alexnet)
+        sweep = strength_sweep(swept, pipe, scorer.lpips)
         scores, seen, between, tiles = evaluate(
             todo, made, scorer, args.out / "pictures" if args.keep else None
         )
@@ -602,6 +616,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "judge": alexnet.name,
+            "lpips": scorer.lpips.name,
             "labels": len(judge.names),
             "judge_top1": float((known < 1).double().mean()),
             "judge_top5": float((known < 5).double().mean()),

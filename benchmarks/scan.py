@@ -23,6 +23,8 @@ import sys
 import time
 from pathlib import Path
 
+from fusion import kib
+
 SHAPES = [(1, 128, 1024, 16), (1, 256, 4096, 16), (4, 256, 4096, 16), (1, 512, 16384, 16)]
 MODES = ("forward", "forward+backward")
 
@@ -57,10 +59,6 @@ def peak(work, device: str) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def kib(name: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split(f"{name}:")[1].split()[0])
 
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = kib("VmRSS")

@@ -116,6 +116,15 @@ def test_a_bar_is_passed_at_its_bound_and_never_unmeasured(quality):
     assert not quality.passes(None, "<=", 1.5) and not quality.passes(float("nan"), ">=", 0.0)
 
 
+def lpips_of_random_alexnet():
+    sizes = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
+    layers = [
+        {"weight": images(out, wide, side, side, seed=out) - 0.5, "bias": torch.zeros(out)}
+        for out, wide, side in sizes
+    ]
+    return sys.modules["lpips_alexnet"].LpipsAlexNet(layers, "random AlexNet")
+
+
 @pytest.fixture
 def scored(quality, pipe, tmp_path):
     """Two photos, two labels, methods without a model, through every score."""
@@ -132,7 +141,8 @@ def scored(quality, pipe, tmp_path):
     artworks = judging.Artworks(statistics, files, ["a", "a", "a", "b", "b", "b"])
     vgg = VGGFeatures(channels=(4, 4, 4, 4, 4))
     entries = [{"label": label, "prompt": label, "reworded": label} for label in "ab"]
-    scorer = quality.Scorer(judging.StyleJudge(artworks), artworks, alexnet, pipe, vgg, tmp_path, entries)
+    judge = judging.StyleJudge(artworks)
+    scorer = quality.Scorer(judge, artworks, alexnet, lpips_of_random_alexnet(), pipe, vgg, tmp_path, entries)
     todo = quality.jobs([tmp_path / files[0], tmp_path / files[5]], entries, artworks, tmp_path, 64, seed=0)
     methods = {
         "identity": quality.Method(lambda job: job.photo, prompted=False),
@@ -156,6 +166,7 @@ class TestEvaluate:
             assert one["vgg_normalised"] == 0 < other["vgg_normalised"]
             assert one["ssim"] > 0.999 and one["lpips"] < 1e-6 and one["cfsd"] < 1e-4
             assert other["ssim"] < 0.5 and other["lpips"] > 1e-4
+            assert one["lpips_shift_tolerant"] < 1e-6 and other["lpips_shift_tolerant"] > 1e-4
             assert one["dir_own"] == pytest.approx(0, abs=1e-3)  # it has gone nowhere
 
     def test_the_judge_knows_its_own_artworks(self, scored):
@@ -178,6 +189,8 @@ class TestEvaluate:
             assert row["interval"][0] <= row["value"] <= row["interval"][1] + 1e-9, name
             assert row["encoder"] or name == "ssim"
         assert rows["model"]["lpips"]["resolution"] == "64x64"
+        networks = [rows["model"][column]["encoder"] for column in ("lpips", "lpips_shift_tolerant")]
+        assert networks == ["random AlexNet", "random"]
         assert "own" in rows["model"]["cos_own"]["encoder"]
 
     def test_pictures_of_different_prompts_are_compared_and_all_are_kept(self, scored):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
@@ -35,7 +36,7 @@ from tiny_teachers import picture_set, shift_tolerant_vgg16  # noqa: E402
 from stylemamba import StyleMambaPipeline  # noqa: E402
 from stylemamba.pipeline import metrics  # noqa: E402
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder  # noqa: E402
-from stylemamba.pipeline.controls import blur  # noqa: E402
+from stylemamba.pipeline.controls import blur, luminance  # noqa: E402
 
 
 def noise(*shape, seed=0):
@@ -80,20 +81,64 @@ def test_going_down_the_loss_leads_to_the_label(judge):
 
 
 def flat(*colors: tuple[float, float, float]) -> torch.Tensor:
-    """(1, 3, 32, 32 * n): areas of one colour beside each other."""
-    return torch.cat([torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 32, 32) for color in colors], -1)
+    """(1, 3, 64, 64 * n): patches of one colour beside each other."""
+    return torch.cat([torch.tensor(color).view(1, 3, 1, 1).expand(1, 3, 64, 64) for color in colors], -1)
 
 
-def test_a_palette_is_the_energy_distance_of_colours():
+def neighbours(picture: torch.Tensor, area: int, away: int) -> torch.Tensor:
+    """By the definition: (light, red - light, blue - light), chroma times 1.5, of an area, of the one `away` to the right, and of the
+    one below; in a list of all of them that have both."""
+    _, _, height, width = picture.shape
+    color = {}
+    for y in range(height // area):
+        for x in range(width // area):
+            r, g, b = (
+                picture[0, :, y * area : (y + 1) * area, x * area : (x + 1) * area].mean((1, 2)).tolist()
+            )
+            light = float(luminance(torch.tensor([r, g, b]).view(1, 3, 1, 1)))
+            color[y, x] = [light, 1.5 * (r - light), 1.5 * (b - light)]
+    found = [
+        color[y, x] + color[y, x + away] + color[y + away, x]
+        for y, x in color
+        if (y, x + away) in color and (y + away, x) in color
+    ]
+    return torch.tensor(found)
+
+
+def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'|"""
+    mean = [torch.linalg.vector_norm(a[:, None] - b, dim=-1).mean() for a, b in ((x, y), (x, x), (y, y))]
+    return float(2 * mean[0] - mean[1] - mean[2])
+
+
+def test_a_palette_is_the_energy_distance_of_colours_and_of_those_beside_them():
+    artwork, other, picture, second = (noise(1, 3, 32, 36, seed=seed) for seed in range(4))
+    pictures = [F.interpolate(p, scale_factor=2, mode="bilinear") for p in (picture, second)]
+    palettes = Palettes({"soot": [artwork], "chess": [other, artwork]})
+    areas = {"soot": [artwork], "chess": [other, artwork]}
+    wanted = []
+    for made, label in zip(pictures, ("soot", "chess"), strict=True):
+        for away in (1, 4):
+            known = torch.cat(
+                [neighbours(p, 4, away) for p in areas[label]]
+            )  # artworks are seen at half size
+            wanted.append(energy_distance(neighbours(made, 8, away), known))
+    found = palettes.loss(torch.cat(pictures), ["soot", "chess"])
+    assert found.item() == pytest.approx(sum(wanted) / 4, rel=1e-3)
+    # greys have no chroma, so that black and white are 1 apart, and three of each the root of 3
     black, white = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    palettes = Palettes({"soot": [flat(black)], "chess": [flat(black, white)]})
-    # 2 E|x - y| - E|x - x'| - E|y - y'|: greys have no chroma, so that black and white are 1 apart.
-    assert palettes.loss(flat(white), ["soot"]).item() == pytest.approx(2, abs=1e-4)
-    assert palettes.loss(flat(white), ["chess"]).item() == pytest.approx(2 / 2 - 1 / 2, abs=1e-4)
-    assert palettes.loss(flat(white, black), ["chess"]).item() == pytest.approx(0, abs=1e-4)
-    assert palettes.loss(flat(white, black).repeat(2, 1, 1, 1), ["chess", "soot"]).item() == pytest.approx(
-        (0 + 2 / 2 - 1 / 2) / 2, abs=1e-4
-    )
+    soot = Palettes({"soot": [flat(black)]})
+    assert soot.loss(flat(white), ["soot"]).item() == pytest.approx(2 * 3**0.5, abs=1e-3)
+    assert soot.loss(flat(black), ["soot"]).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_the_same_colours_in_specks_are_farther_than_in_patches():
+    black, white = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    palettes = Palettes({"chess": [flat(black, white, black, white)]})
+    patches = flat(white, black, white, black)
+    specks = (torch.arange(32)[:, None] + torch.arange(32)) % 2
+    specks = specks.repeat_interleave(8, 0).repeat_interleave(8, 1).float().expand(1, 3, -1, -1)
+    assert palettes.loss(specks, ["chess"]) > palettes.loss(patches, ["chess"]) + 0.3
 
 
 def test_two_colours_are_not_the_palette_that_has_their_mean_and_deviation():
@@ -101,13 +146,13 @@ def test_two_colours_are_not_the_palette_that_has_their_mean_and_deviation():
     red, green, blue, yellow = (0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9), (0.9, 0.9, 0.1)
     many = flat(red, green, blue, yellow)
     mean, deviation = many.mean((2, 3), keepdim=True), many.std((2, 3), correction=0, keepdim=True)
-    two = torch.cat([(mean - deviation).expand(1, 3, 32, 64), (mean + deviation).expand(1, 3, 32, 64)], -1)
+    two = torch.cat([(mean - deviation).expand(1, 3, 64, 128), (mean + deviation).expand(1, 3, 64, 128)], -1)
     palettes = Palettes({"glass": [many]})
     assert palettes.loss(two, ["glass"]) > palettes.loss(many.flip(-1), ["glass"]) + 0.1
     # strokes finer than an area do not count
-    stripes = torch.arange(32) % 2 * 0.1 - 0.05
+    stripes = torch.arange(256) % 2 * 0.1 - 0.05
     torch.testing.assert_close(
-        palettes.loss(many + stripes.repeat(4), ["glass"]), palettes.loss(many, ["glass"]), atol=1e-4, rtol=0
+        palettes.loss(many + stripes, ["glass"]), palettes.loss(many, ["glass"]), atol=1e-4, rtol=0
     )
 
 

@@ -1,10 +1,11 @@
-"""Training pictures in memory: decoded once, kept as bytes, handed out as random crops."""
+"""Training pictures in memory: decoded once, kept as bytes, handed out as random crops; and how far two lie apart."""
 
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -40,3 +41,10 @@ def read(file: Path, side: int) -> Tensor:
 def read_unit(file: Path, side: int, device: str | torch.device = "cpu") -> Tensor:
     """-> (1, 3, H, W) in [0, 1], the short side `side` px."""
     return read(file, side)[None].to(device).float() / 255
+
+
+def picture_distance(a: Tensor, b: Tensor) -> Tensor:
+    """L1 of the pixels, of their differences to the next pixel (edges), and of 8 x 8 means (colour): (B, 3, H, W) twice -> (B,)."""
+    gap = a - b
+    terms = ((1, gap), (0.5, gap.diff(dim=-1)), (0.5, gap.diff(dim=-2)), (1, F.avg_pool2d(gap, 8)))
+    return sum(factor * term.abs().mean((1, 2, 3)) for factor, term in terms)

@@ -71,41 +71,54 @@ SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would 
 SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
 AREA = 8  # pixels, the side of what `Palettes` takes for one colour
 CHROMA = 1.5  # weight of chroma beside light
+BESIDE = 1, 4  # areas, how far those are apart that `Palettes` takes together
 COLORS = 1024  # that a label is known by
 ARTWORKS = 4  # of each label, that stand for style images
 
 
 class Palettes:
-    """The colours of a label's artworks, all together, against those of a picture; area by area, so that strokes do not count.
+    """The colours of a label's artworks, all together, against those of a picture: of areas, so that strokes do not count, and of
+    areas beside each other, so that a colour's patches are as large as in the artworks.
 
-    To judges of means and deviations, two colours that have the mean and deviation of many are as good.
+    To judges of means and deviations, two colours that have the mean and deviation of many are as good, and specks are as good as
+    panes.
     """
 
     def __init__(self, pictures: dict[str, Iterable[Tensor]], device: str | torch.device = "cpu") -> None:
         draws = torch.Generator().manual_seed(0)
-        self.colors: dict[str, Tensor] = {}
+        self.known: dict[str, list[Tensor]] = {}  # of each label, for each of `BESIDE`: (COLORS or fewer, 9)
         for label, of_label in pictures.items():
-            areas = [self.areas(picture, VIEW)[0].cpu() for picture in of_label]
-            share = max(COLORS // len(areas), 1)
-            some = [x[torch.randperm(len(x), generator=draws)[:share]] for x in areas]
-            self.colors[label] = torch.cat(some).to(device)  # (COLORS or fewer, 3)
+            found = [[x[0].cpu() for x in self.neighbours(picture, VIEW)] for picture in of_label]
+            share = max(COLORS // len(found), 1)
+            self.known[label] = [
+                torch.cat([x[torch.randperm(len(x), generator=draws)[:share]] for x in views]).to(device)
+                for views in zip(*found, strict=True)
+            ]
 
     @staticmethod
-    def areas(images: Tensor, scale: float = 1.0) -> Tensor:
-        """Pictures in [0, 1], of `scale` times full size -> (B, N, 3): light, red and blue of their areas."""
+    def neighbours(images: Tensor, scale: float = 1.0) -> list[Tensor]:
+        """Pictures in [0, 1], of `scale` times full size -> for each of `BESIDE`, (B, N, 9): light, red and blue of an area, of the one
+        so far to its right and of the one below."""
         images = F.avg_pool2d(images, round(AREA * scale))
         light = luminance(images)
         red, blue = images[:, :1] - light, images[:, 2:] - light
-        return torch.cat([light, CHROMA * red, CHROMA * blue], 1).flatten(2).mT
+        areas = torch.cat([light, CHROMA * red, CHROMA * blue], 1)
+        return [
+            torch.cat([areas[..., :-away, :-away], areas[..., :-away, away:], areas[..., away:, :-away]], 1)
+            .flatten(2)
+            .mT
+            for away in BESIDE
+        ]
 
     def loss(self, images: Tensor, asked: list[str]) -> Tensor:
         """The energy distance, which is 0 for the same distribution, in the mean over pictures."""
         total = 0.0
-        for own, label in zip(self.areas(images), asked, strict=True):
-            known = self.colors[label]
-            within = torch.cdist(own, own).mean() + torch.cdist(known, known).mean()
-            total = total + 2 * torch.cdist(own, known).mean() - within
-        return total / len(asked)
+        for views, away in zip(self.neighbours(images), range(len(BESIDE)), strict=True):
+            for own, label in zip(views, asked, strict=True):
+                known = self.known[label][away]
+                within = torch.cdist(own, own).mean() + torch.cdist(known, known).mean()
+                total = total + 2 * torch.cdist(own, known).mean() - within
+        return total / len(asked) / len(BESIDE)
 
 
 class LabelDistance:

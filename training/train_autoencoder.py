@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from manifest import read_manifest, training_pictures
-from pictures import Pictures
+from pictures import Pictures, picture_distance
 from timed_run import TimedRun, add_run_options
-from torch import Tensor, nn
+from torch import nn
 
 
 def new_autoencoder() -> AutoencoderTiny:
@@ -48,12 +48,6 @@ def new_autoencoder() -> AutoencoderTiny:
     return vae
 
 
-def picture_distance(a: Tensor, b: Tensor) -> Tensor:
-    """L1 of the pixels, of their differences to the next pixel (edges), and of 8 x 8 means (colour)."""
-    edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for d in (-1, -2))
-    return (a - b).abs().mean() + 0.5 * edges + (F.avg_pool2d(a, 8) - F.avg_pool2d(b, 8)).abs().mean()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,7 +74,7 @@ def main() -> None:
             latents = vae.encode(images).latents.float()
             # A little noise keeps the decoder smooth around the latents that styles move to.
             result = vae.decode(latents + 0.005 * torch.randn_like(latents)).sample.float()
-        loss = picture_distance(result, images) + 1e-3 * latents.square().mean()
+        loss = picture_distance(result, images).mean() + 1e-3 * latents.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

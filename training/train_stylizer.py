@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from manifest import HELD_OUT, read_manifest
-from pictures import read, read_unit
+from pictures import picture_distance, read, read_unit
 from PIL import Image
 from style_wordings import wordings
 from teach_pairs import LONG_SIDE
@@ -84,13 +84,6 @@ def read_at_teacher_size(file: Path) -> Tensor:
         width, height = image.size
     scale = LONG_SIDE / max(width, height)
     return read(file, min(round(width * scale), round(height * scale)))
-
-
-def picture_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """L1 of the pixels, of their differences to the next pixel (edges), and of 8 x 8 means (colour), (B,) weighted."""
-    gap = a - b
-    terms = ((1, gap), (0.5, gap.diff(dim=-1)), (0.5, gap.diff(dim=-2)), (1, F.avg_pool2d(gap, 8)))
-    return (weight * sum(factor * term.abs().mean((1, 2, 3)) for factor, term in terms)).mean()
 
 
 class StyleStatistics(NamedTuple):
@@ -254,7 +247,7 @@ def main() -> None:
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
             result = stylizer(photos, embeds, strength).float()
         weight = 1 - sharpening * strength[:, 0].floor() * (1 - args.teacher_weight)
-        terms = {"teacher": picture_distance(result, wish, weight)}
+        terms = {"teacher": (weight * picture_distance(result, wish)).mean()}
         full = (strength[:, 0] == 1).nonzero()[:, 0]
         if sharpening and len(full):
             painted, taught = (pictures[full] / 2 + 0.5 for pictures in (result, targets))
