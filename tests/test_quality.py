@@ -29,8 +29,9 @@ def quality():
     before = dict(sys.modules)
     load("fusion", "benchmarks")
     load("style_judge", "benchmarks")
+    load("lpips_alexnet", "benchmarks")
     yield load("quality", "benchmarks")
-    for name in ("fusion", "style_judge", "quality", "held_out", "test_style_judge"):
+    for name in ("fusion", "style_judge", "lpips_alexnet", "quality", "held_out", "test_style_judge"):
         sys.modules.pop(name, None)
         if name in before:
             sys.modules[name] = before[name]
