@@ -4,9 +4,12 @@ The autoencoder's own `encode` and `decode` know nothing of the scale (0.18215 f
 applies it. The mode of the posterior is taken, never a sample: the same picture has the same latent.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear_stem import encode_by_stem, stem_of
+
+BEYOND = 4  # latents on each side, as far as the zeros that a small encoder sees beyond the picture reach
 
 
 def vae_scale_factor(vae: nn.Module | None) -> int:
@@ -30,8 +33,17 @@ def unscale_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     return latents / vae.config.scaling_factor + shift
 
 
-def encode_latents(vae: nn.Module, images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1], sides a multiple of the scale factor -> scaled latents (B, C, h, w)."""
+def encode_latents(vae: nn.Module, images: Tensor, beyond: int = 0) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], sides a multiple of the scale factor -> scaled latents (B, C, h, w).
+
+    beyond: so many latents of the mirrored picture lie around it while it is encoded. An encoder sees zeros there, which the
+        decoder that it was trained with makes up for; one that paints in styles makes a frame of them.
+    """
+    if beyond:
+        pixels = beyond * vae_scale_factor(vae)
+        mode = "reflect" if min(images.shape[-2:]) > pixels else "replicate"
+        wide = F.pad(images, (pixels, pixels, pixels, pixels), mode=mode)
+        return encode_latents(vae, wide)[..., beyond:-beyond, beyond:-beyond]
     if stem := stem_of(vae):
         return scale_latents(vae, encode_by_stem(vae.encoder, stem, images))
     encoded = vae.encode(images)

@@ -25,7 +25,7 @@ from .finishing import finish
 from .fit_config import PromptFitConfig
 from .fusion import StyleFusion
 from .images import MIN_SIDE, Content, Picture, collect, read_images, read_mask, stack
-from .latents import decode_latents, encode_latents, unscale_latents, vae_scale_factor
+from .latents import BEYOND, decode_latents, encode_latents, unscale_latents, vae_scale_factor
 from .loading import PipelineLoading
 from .masks import feather_mask
 from .module_view import module_view
@@ -239,6 +239,10 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         prompt_embeds = torch.stack(rows).repeat_interleave(num_images_per_prompt, dim=0)  # (N, E)
         return prompt_embeds
 
+    @property
+    def _beyond(self) -> int:
+        return 0 if self.style_decoder is None else BEYOND
+
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], any size -> scaled latents (B, C, h, w) of the picture padded to whole latents."""
         padded, f = pad_to_multiple(image, self.vae_scale_factor), self.vae_scale_factor
@@ -246,7 +250,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         vae, shared = self._sharing_statistics(self.vae) if tile else (self.vae, None)
 
         def encode(part: Tensor) -> Tensor:
-            return encode_latents(vae, part.to(self._execution_device, vae.dtype) * 2 - 1)
+            pixels = part.to(self._execution_device, vae.dtype) * 2 - 1
+            return encode_latents(vae, pixels, self._beyond)
 
         if tile is None:
             return encode(padded)

@@ -153,7 +153,8 @@ class PromptFit:
         return FitContent(image, latents, pixels, features, distance)
 
     def _encode(self, image: Tensor) -> Tensor:
-        return encode_latents(self.vae, pad_to_multiple(image, self.pipe.vae_scale_factor))
+        padded = pad_to_multiple(image, self.pipe.vae_scale_factor)
+        return encode_latents(self.vae, padded, self.pipe._beyond)
 
     @property
     def epoch(self) -> int:

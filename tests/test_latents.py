@@ -1,5 +1,6 @@
 """Pictures to latents and back, for every autoencoder of the SD family."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
@@ -115,3 +116,19 @@ def test_gradients_reach_the_picture(kind):
     vae, x = kind(2), pictures(16).requires_grad_()
     decode_latents(vae, encode_latents(vae, x)).square().sum().backward()
     assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [(32, 40), (8, 24)])
+def test_what_lies_beyond_a_picture_is_mirrored_and_taken_off_again(size):
+    """Or repeated, where the picture is too small to be mirrored that far."""
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=4, scaling_factor=0.5,
+    )  # fmt: skip
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    numpy_mode = "reflect" if min(size) > 8 else "edge"
+    wide = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (8, 8), (8, 8)), mode=numpy_mode))
+    wanted = 0.5 * vae.encode(wide).latents[:, :, 2:-2, 2:-2]
+    found = encode_latents(vae, images, 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - encode_latents(vae, images)).abs().max() > 1e-4

@@ -926,3 +926,25 @@ class TestErrors:
             FloatingPointError, match=f"^{stage} gave NaN or infinite values in torch.float32"
         ):
             run(pipe)
+
+
+def test_tiny_paints_the_borders_of_an_even_picture_as_the_rest(monkeypatch):
+    """A frame came from the zeros that the autoencoder sees beyond the picture."""
+    pipe = StyleMambaPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    even = torch.linspace(0.7, 0.8, 256).view(1, 1, 256, 1) * torch.tensor([0.6, 0.8, 1.0]).view(1, 3, 1, 1)
+    even = even.repeat(1, 1, 1, 256)
+
+    def frame() -> float:
+        gaps = []
+        for prompt in ("ukiyo-e woodblock print", "in the style of van Gogh", "stained glass window"):
+            picture = pipe(even, prompt, output_type="pt").images[0]
+            middle = picture[..., 64:-64].mean(-1)
+            gaps += [
+                (part.mean(-1) - middle).abs().mean() for part in (picture[..., :12], picture[..., -12:])
+            ]
+        return float(torch.stack(gaps).mean())
+
+    mirrored = frame()
+    monkeypatch.setattr(StyleMambaPipeline, "_beyond", 0)
+    assert mirrored < 0.5 * frame()

@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, SiglipTextModel
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.images import to_pil
+from stylemamba.pipeline.latents import BEYOND, encode_latents
 from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
@@ -135,7 +136,7 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
-            warm_up=16,
+            warm_up=(32, 8),
         )
         decoder = ConditionalDecoder(
             latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
@@ -146,7 +147,7 @@ class Stylizer(torch.nn.Module):
     def fuse(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1], embeddings (B, E), strengths (B, 1) -> latents (B, C, h, w)."""
         with torch.no_grad():
-            latents = self.vae.encode(images).latents
+            latents = encode_latents(self.vae, images, BEYOND)
         fused = self.fusion(latents, embeds)
         return latents + strength[:, :, None, None] * (fused - latents)
 
