@@ -147,8 +147,8 @@ class StyleFusion(ModelMixin, ConfigMixin):
     to move the modulation within a fit of twenty steps.
 
     `d_model=None` takes the tokens as they are (width C*r*r). Another width adds a linear layer at either end.
-    `warm_up`: how many rows of latents stand mirrored above and below the picture while it is fused. Scans begin with an empty
-    state, at either end; without these rows the first ones, until the state is full, have colours of their own.
+    `warm_up`, `warm_up_below`: how many rows of latents stand mirrored above and below the picture while it is fused. Scans begin
+    with an empty state, at either end; without these rows the first ones, until the state is full, have colours of their own.
     """
 
     _no_split_modules = ["FusionBlock"]
@@ -174,14 +174,13 @@ class StyleFusion(ModelMixin, ConfigMixin):
         scan_order: str = "raster",
         conv: str = "causal",
         ssm: str = "mamba",
-        warm_up: tuple[int, int] = (0, 0),
+        warm_up: int = 0,
+        warm_up_below: int = 0,
     ) -> None:
         super().__init__()
-        pair = isinstance(warm_up, (tuple, list)) and len(warm_up) == 2
-        if not pair or not all(type(rows) is int and rows >= 0 for rows in warm_up):
-            raise ValueError(
-                f"warm_up is {warm_up!r:.40}, wanted two whole numbers from 0 on: rows above, rows below."
-            )
+        for name, rows in (("warm_up", warm_up), ("warm_up_below", warm_up_below)):
+            if type(rows) is not int or rows < 0:
+                raise ValueError(f"{name} is {rows!r:.40}, wanted a whole number from 0 on.")
         sizes = {
             "latent_channels": latent_channels, "cond_dim": cond_dim, "unshuffle": unshuffle, "depth": depth,
             "d_model": 1 if d_model is None else d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand,
@@ -231,7 +230,7 @@ class StyleFusion(ModelMixin, ConfigMixin):
         cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(self.config.cond_dim)  # (B, E)
         cond = cond.to(latents.dtype)
 
-        above, below = (min(rows, height - 1) for rows in self.config.warm_up)
+        above, below = (min(rows, height - 1) for rows in (self.config.warm_up, self.config.warm_up_below))
         latents = F.pad(latents, (0, 0, above, below), mode="reflect") if above or below else latents
         tokens, grid = latent_to_tokens(pad_to_multiple(latents, r), r)  # (B, L, C*r*r)
         x = tokens if self.proj_in is None else self.proj_in(tokens)  # (B, L, d)

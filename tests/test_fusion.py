@@ -432,7 +432,7 @@ def test_an_unknown_preset_is_named_with_the_known_ones():
 @pytest.mark.parametrize("height", [2, 5, 12])
 def test_rows_to_begin_on_are_mirrored_at_both_ends_and_taken_off_again(scan_order, unshuffle, height):
     plain = awaken(small(scan_order=scan_order, unshuffle=unshuffle))
-    warm = small(scan_order=scan_order, unshuffle=unshuffle, warm_up=(4, 2))
+    warm = small(scan_order=scan_order, unshuffle=unshuffle, warm_up=4, warm_up_below=2)
     warm.load_state_dict(plain.state_dict())
     z = draw(2, 4, height, 7)
     rows, below = min(4, height - 1), min(2, height - 1)
@@ -444,23 +444,24 @@ def test_rows_to_begin_on_are_mirrored_at_both_ends_and_taken_off_again(scan_ord
 
 
 def test_one_row_has_none_to_mirror_and_a_fresh_fusion_stays_the_identity():
-    warm, z = small(warm_up=(3, 3)), draw(1, 4, 1, 6)
+    warm, z = small(warm_up=3, warm_up_below=3), draw(1, 4, 1, 6)
     assert warm(z, prompts(1)).shape == z.shape
     z = draw(1, 4, 9, 6)
     assert same_bits(warm(z, prompts(1)), z)
 
 
-@pytest.mark.parametrize("wrong", [4, (-1, 0), (0, 1.5), (True, 0), "44", (1, 2, 3)])
-def test_rows_to_begin_on_are_two_numbers(wrong):
-    with pytest.raises(ValueError, match="warm_up is .*, wanted two whole numbers from 0 on"):
-        small(warm_up=wrong)
+@pytest.mark.parametrize("name", ["warm_up", "warm_up_below"])
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "4"])
+def test_rows_to_begin_on_are_a_number(name, wrong):
+    with pytest.raises(ValueError, match=f"{name} is .*, wanted a whole number from 0 on"):
+        small(**{name: wrong})
 
 
 def test_the_bundled_fusion_paints_the_first_and_last_rows_as_the_rest():
     """Without rows to begin on, the ends of a picture without any ends are of another colour."""
     pipe = StyleMambaPipeline.from_pretrained("tiny")
     even = F.interpolate(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), size=512)
-    bare = StyleFusion(**{**pipe.fusion.config, "warm_up": (0, 0)})
+    bare = StyleFusion(**{**pipe.fusion.config, "warm_up": 0, "warm_up_below": 0})
     bare.load_state_dict(pipe.fusion.state_dict())
 
     def band(fusion) -> float:

@@ -136,7 +136,8 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
-            warm_up=(32, 8),
+            warm_up=32,
+            warm_up_below=8,
         )
         decoder = ConditionalDecoder(
             latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
