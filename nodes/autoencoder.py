@@ -28,7 +28,7 @@ class StyledAutoencoder(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> the host's latents."""
         from ..pipeline.latents import encode_latents, unscale_latents
 
-        return unscale_latents(self.vae, encode_latents(self.vae, images))
+        return unscale_latents(self.vae, encode_latents(self.vae, images, self.styled.pipe.beyond))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The host's latents -> (B, 3, H, W) in about [-1, 1]."""

@@ -240,7 +240,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         return prompt_embeds
 
     @property
-    def _beyond(self) -> int:
+    def beyond(self) -> int:
+        """Latents of the mirrored picture on every side while it is encoded, see `latents.encode_latents`."""
         return 0 if self.style_decoder is None else BEYOND
 
     def encode_image(self, image: Tensor) -> Tensor:
@@ -251,7 +252,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
 
         def encode(part: Tensor) -> Tensor:
             pixels = part.to(self._execution_device, vae.dtype) * 2 - 1
-            return encode_latents(vae, pixels, self._beyond)
+            return encode_latents(vae, pixels, self.beyond)
 
         if tile is None:
             return encode(padded)

@@ -154,7 +154,7 @@ class PromptFit:
 
     def _encode(self, image: Tensor) -> Tensor:
         padded = pad_to_multiple(image, self.pipe.vae_scale_factor)
-        return encode_latents(self.vae, padded, self.pipe._beyond)
+        return encode_latents(self.vae, padded, self.pipe.beyond)
 
     @property
     def epoch(self) -> int:

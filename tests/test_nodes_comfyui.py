@@ -31,6 +31,7 @@ from pretended_gpu import PretendedGPU
 from stylemamba import Style, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.deflicker import stylize_frames
+from stylemamba.pipeline.latents import unscale_latents
 from stylemamba.pipeline.lut import apply_lut, fit_lut
 from stylemamba.pipeline.presets import preset
 from stylemamba.pipeline.regions import Region, stylize_regions
@@ -1072,13 +1073,14 @@ class TestPaintingDecoder:
         torch.testing.assert_close(result, expected(pipe, photo), atol=1e-3, rtol=0)
         assert not torch.allclose(expected(pipe, photo, prompt="neon city at night"), result)
         with torch.no_grad():
-            latents = pipe.vae.encode(photo * 2 - 1).latents
+            latents = unscale_latents(pipe.vae, pipe.encode_image(photo))
         settings = {"model": painting, "prompt": "stained glass", "strength": 1.0}
         fused, vae = run("Fuse", samples={"samples": latents}, **settings)
         decoded, _ = run("Decode", samples=fused, width=0, height=0, **settings)
         torch.testing.assert_close(decoded, expected(pipe, photo), atol=1e-4, rtol=1e-4)
         if CHECKOUT:
             torch.testing.assert_close(vae.decode(fused["samples"]), decoded, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(vae.encode(image), latents, atol=1e-5, rtol=1e-5)
 
     def test_fuses_and_decodes_halfway(self, painting, photo):
         """Latents are all that Fuse can mix and Decode can see, so here and only here they are mixed twice."""
@@ -1087,8 +1089,7 @@ class TestPaintingDecoder:
             latents, embeds = pipe.encode_image(photo), pipe.encode_prompt("stained glass")
             halfway = pipe.fuse(latents, embeds, 0.5)
             plain, painted = pipe.decode(halfway, embeds, 0.0), pipe.decode(halfway, embeds)
-        samples = {"samples": pipe.vae.encode(photo * 2 - 1).latents.detach()}
-        fused, _ = run("Fuse", samples=samples, **settings)
+        fused, _ = run("Fuse", samples={"samples": unscale_latents(pipe.vae, latents)}, **settings)
         decoded, _ = run("Decode", samples=fused, width=0, height=0, **settings)
         wanted = ((plain + painted) / 2).clamp(0, 1).permute(0, 2, 3, 1)
         torch.testing.assert_close(decoded, wanted, atol=1e-4, rtol=1e-4)

@@ -946,5 +946,5 @@ def test_tiny_paints_the_borders_of_an_even_picture_as_the_rest(monkeypatch):
         return float(torch.stack(gaps).mean())
 
     mirrored = frame()
-    monkeypatch.setattr(StyleMambaPipeline, "_beyond", 0)
+    monkeypatch.setattr(StyleMambaPipeline, "beyond", 0)
     assert mirrored < 0.5 * frame()
