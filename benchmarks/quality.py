@@ -201,8 +201,7 @@ class Scorer:
         """All that the scores ask of the networks for one picture."""
         small = square(picture)
         views = {"large": self.alexnet(picture), "small": self.alexnet(small)}
-        if self.lpips is not self.alexnet:
-            views["lpips"] = self.lpips(picture)
+        views["lpips"] = views["large"] if self.lpips is self.alexnet else self.lpips(picture)
         views["statistics"] = channel_statistics(views["small"])
         if self.vgg is not None:
             views["vgg"] = list(self.vgg(picture, self.vgg.normalised_content_taps).values())
@@ -220,14 +219,13 @@ class Scorer:
         seen, photo = self._views(picture), self.of_photo[job.photo_number]
         scores = {
             "ssim": metrics.ssim(luminance(picture).clamp(0, 1), luminance(job.photo).clamp(0, 1)),
-            "lpips_shift_tolerant": lpips_head(seen["large"], photo["large"], self.alexnet.heads),
+            "lpips": lpips_head(seen["lpips"], photo["lpips"], self.lpips.heads),
             # float64: this network's features, divided by their number, are small, and S is nearly uniform
             "cfsd": metrics.cfsd(seen["small"][2].double(), photo["small"][2].double()),
         }
-        if "lpips" in seen:
-            scores["lpips"] = lpips_head(seen["lpips"], photo["lpips"], self.lpips.heads)
-        else:
-            scores["lpips"] = scores.pop("lpips_shift_tolerant")
+        if self.lpips is not self.alexnet:
+            heads = self.alexnet.heads
+            scores["lpips_shift_tolerant"] = lpips_head(seen["large"], photo["large"], heads)
         if self.vgg is not None:
             scores["vgg_normalised"] = content_loss(seen["vgg"], photo["vgg"])
         return seen, {name: float(value) for name, value in scores.items()}

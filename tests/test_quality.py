@@ -194,6 +194,15 @@ class TestEvaluate:
         assert networks == ["random AlexNet", "random"]
         assert "own" in rows["model"]["cos_own"]["encoder"]
 
+    def test_without_an_alexnet_of_its_own_lpips_is_the_judges(self, quality, scored, pipe):
+        todo, scorer, (scores, *_), folder = scored
+        nothing = sys.modules["style_judge"].Artworks(torch.zeros(0, 1), [], [])
+        alone = quality.Scorer(scorer.judge, nothing, scorer.alexnet, None, pipe, None, folder, [])
+        _, found = alone.views(1 - todo[0].photo, todo[0])
+        assert "lpips_shift_tolerant" not in found
+        assert found["lpips"] == pytest.approx(scores["negative"][0]["lpips_shift_tolerant"])
+        assert alone.how("lpips", 64)["encoder"] == scorer.alexnet.name
+
     def test_pictures_of_different_prompts_are_compared_and_all_are_kept(self, scored):
         between, folder = scored[2][2], scored[3]
         assert len(between) == 2 and all(distance > 0 for distance in between)

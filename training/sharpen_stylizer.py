@@ -113,9 +113,9 @@ class Palettes:
     def loss(self, images: Tensor, asked: list[str]) -> Tensor:
         """The energy distance, which is 0 for the same distribution, in the mean over pictures."""
         total = 0.0
-        for views, away in zip(self.neighbours(images), range(len(BESIDE)), strict=True):
+        for number, views in enumerate(self.neighbours(images)):
             for own, label in zip(views, asked, strict=True):
-                known = self.known[label][away]
+                known = self.known[label][number]
                 within = torch.cdist(own, own).mean() + torch.cdist(known, known).mean()
                 total = total + 2 * torch.cdist(own, known).mean() - within
         return total / len(asked) / len(BESIDE)
