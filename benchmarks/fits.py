@@ -2,7 +2,7 @@
 
     python benchmarks/fits.py DATA --alexnet FILE -o runs/fits
 
-DATA and FILE as for quality.py. Each prompt is fitted on one held-out photo with the preset of the model, at 512 px, and judged on
+DATA and FILE as for quality.py. Each prompt is fitted on one held-out photo with the preset of the model, shown at 512 px and judged on
 that photo and on another one that the fit has not seen: the squared distance to the label's artworks and its rank from 0 among all
 labels, by the style judge whose network no training and no fit has seen; SSIM of luminance against the photo. Writes fits.md,
 fits.json and sheet.jpg: for each prompt the two photos, the model's pictures, and the fitted ones. The photos are of the four that

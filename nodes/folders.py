@@ -19,7 +19,8 @@ STYLES, FITS = "styles", "fits"
 _SUFFIX = ".safetensors"
 # Windows opens devices under these names, whatever the suffix.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FILE_NAME = re.compile(r"\w[\w .,()+'-]{0,99}")
+MAX_STEM = 100  # letters of a file's name
+_FILE_NAME = re.compile(rf"\w[\w .,()+'-]{{0,{MAX_STEM - 1}}}")
 
 
 def model_names() -> list[str]:
@@ -97,7 +98,7 @@ def _new_file(folder: Path, name: str, suffix: str, place: str) -> Path:
     name = name.removesuffix(suffix)
     if not _FILE_NAME.fullmatch(name) or name != name.rstrip(" .") or _RESERVED.fullmatch(name):
         raise ValueError(
-            f"got the file name {name!r:.120}, wanted up to 100 letters, digits, spaces and . , ( ) + ' - with a letter or "
+            f"got the file name {name!r:.120}, wanted up to {MAX_STEM} letters, digits, spaces and . , ( ) + ' - with a letter or "
             f"digit first: a name without a folder, since {place}."
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class StyleMambaFuse(io.ComfyNode):
         # A single latent is never cut: the scan has to see the whole of it.
         fused = run_in_batches(fuse, latents, progress=progress)
         _require_finite(fused, "fusing the style")
-        area = from_mask(mask, len(latents), latents.shape[-2:])
+        area = from_mask(mask, len(latents), latents.shape[-2:], _pixels(latents, model))
         if area is not None:
             fused = composite(latents, fused, area.to(latents))
         return io.NodeOutput({**samples, "samples": host.intermediate(fused)}, native_vae(styled))

@@ -98,7 +98,8 @@ class HostModel:
         for name, (style, _) in zip(names, mix.parts, strict=True):
             if not isinstance(style, str):
                 pipe.load_style(style, name)  # which refuses those of another model
-        if mix.words or (len(names) > 1 and not mix.fitted):
+        # Of words and pictures only the ratio of the weights counts.
+        if mix.words or (not mix.fitted and (len(names) > 1 or weights[0] != 1)):
             pipe.unload_styles()
             directions = [self._direction(style) for style, _ in mix.parts]
             embeds = mix_directions(*directions, weights=weights, mode=mix.mode)

@@ -41,16 +41,19 @@ def from_pil(picture) -> Tensor:
     return torch.cat([content.rgb for content in read_images(picture)])
 
 
-def from_mask(mask: Tensor | None, batch: int, size: tuple[int, int]) -> Tensor | None:
+def from_mask(
+    mask: Tensor | None, batch: int, size: tuple[int, int], picture: tuple[int, int] | None = None
+) -> Tensor | None:
     """MASK (H, W), (B, H, W) or (B, 1, H, W) of any size -> (batch, 1, *size) in [0, 1], 1 where to stylize.
 
-    Fewer masks than pictures are repeated, as the host does. None where no mask was drawn.
+    Fewer masks than pictures are repeated, as the host does. None where no mask was drawn. picture: its size, where `size` is
+    that of its latents.
     """
     if mask is None:
         return None
     mask = mask.float()
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
-    if mask.shape[-2:] == _NO_MASK != tuple(size) and not mask.any():
+    if mask.shape[-2:] == _NO_MASK != tuple(picture or size) and not mask.any():
         return None
     if mask.shape[-2:] != tuple(size):
         mask = F.interpolate(mask, size=size, mode="bilinear", align_corners=False)

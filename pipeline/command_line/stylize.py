@@ -303,6 +303,7 @@ def stylize(
                 raise typer.BadParameter(f"--cube {cube} ends in {cube.suffix!r}, wanted .cube.")
             require_output(cube, overwrite=overwrite)
     mask_image = None if mask is None else _read_mask(mask)
+    region_masks = [_read_mask(r.mask) for r in regions]
     style_pictures = [read_picture(path) for path in style_images]
 
     # What to ask the pipeline for, once for each label.
@@ -340,7 +341,7 @@ def stylize(
                 picture = read_picture(path)
                 for number, target in enumerate(targets[path]):
                     if regions:
-                        result = _paint_regions(pipe, picture, regions, settings)
+                        result = _paint_regions(pipe, picture, regions, region_masks, settings)
                     else:
                         result = pipe(picture, mask_image=mask_image, **calls[number], **settings).images[0]
                     if cube is not None:
@@ -436,10 +437,10 @@ def _read_mask(path: Path):
     return mask.convert("L")
 
 
-def _paint_regions(pipe: "StyleMambaPipeline", picture, regions: list[_Region], settings: dict):
+def _paint_regions(pipe: "StyleMambaPipeline", picture, regions: list[_Region], masks: list, settings: dict):
     from ..regions import Region, stylize_regions
 
-    parts = [Region(_read_mask(r.mask), r.prompt, r.style) for r in regions]
+    parts = [Region(mask, r.prompt, r.style) for r, mask in zip(regions, masks, strict=True)]
     return stylize_regions(pipe, picture, parts, **settings)[0]
 
 
