@@ -206,7 +206,7 @@ class TestMasks:
             [planes(ALPHA)],
         ],
         ids=lambda m: (
-            f"{type(m).__name__}-{getattr(m, 'mode', getattr(m, 'dtype', ''))}-{getattr(m, 'shape', '')}"
+            f"{type(m).__name__}-{getattr(m, 'dtype', getattr(m, 'mode', ''))}-{getattr(m, 'shape', '')}"
         ),
     )
     def test_every_form(self, mask):
