@@ -377,7 +377,10 @@ class TestStylize:
 
     def test_alpha_is_kept(self, model, image):
         alpha = torch.rand(*image.shape[:3], 1)
-        result, _ = run("Stylize", image=torch.cat([image, alpha], -1), model=model, **STYLIZE)
+        result, video = run("Stylize", image=torch.cat([image, alpha], -1), model=model, **STYLIZE)
+        assert torch.equal(
+            video.get_components().images, result[..., :3]
+        )  # the host's encoder takes no alpha
         assert torch.equal(result[..., 3:], alpha)
 
     def test_a_batch_is_its_pictures_one_by_one(self, model, image):

@@ -275,4 +275,8 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(device, tmp_pat
             }
             assert changed <= steered and len(changed) > len(steered) / 2
     assert any(not torch.equal(first[name][key], second[name][key]) for name in first for key in first[name])
-    StyleMambaPipeline.from_pretrained(out / "pipeline")
+    made, begun = (
+        StyleMambaPipeline.from_pretrained(folder).fusion.config for folder in (out / "pipeline", start)
+    )
+    rows = "warm_up", "warm_up_below"
+    assert [made[name] for name in rows] == [begun[name] for name in rows] and begun["warm_up"] > 0

@@ -60,7 +60,8 @@ from stylemamba.pipeline.siglip_encoder import SiglipEncoder
 from stylemamba.pipeline.statistics_encoder import StatisticsEncoder
 from stylemamba.pipeline.style_memory import StyleMemory
 
-READING_CROPS, READING_STEPS, READING_SIDE = 600, 8000, 32  # of what reads the finest light; latents
+READING_CROPS, READING_STEPS = 600, 8000  # of what reads the finest light
+READING_SIDE = 32  # latents, of the part of a crop that a step of it reads
 STEERED = ("fusion.", *ConditionalDecoder.STEERING)  # in the names of what is trained
 SHORT_SIDE = 400  # of photos, so that what is in them is about as large as in a picture of 512 px
 VIEWS = (0.85, 1.15)  # times `VIEW`: strokes must do at more than one size
@@ -268,7 +269,7 @@ def main() -> None:
     vae = AutoencoderTiny.from_pretrained(args.start / "vae").float().requires_grad_(False).eval()
     vae = vae.to(memory_format=torch.channels_last)
     stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim, reads_fine_light=True)
-    stylizer.fusion.load_state_dict(StyleFusion.from_pretrained(args.start / "fusion").float().state_dict())
+    stylizer.fusion = StyleFusion.from_pretrained(args.start / "fusion").float()  # with its rows to begin on
     decoder = ConditionalDecoder.from_pretrained(args.start / "style_decoder").float()
     stylizer.decoder.load_state_dict(decoder.state_dict(), strict=decoder.fine_light is not None)
     stylizer.to(args.device)
@@ -382,21 +383,25 @@ def main() -> None:
                 trained=trained, reading=reading, average=average, missed=missed, ssim_weight=ssim_weight
             )
     run.save(trained=trained, reading=reading, average=average, missed=missed, ssim_weight=ssim_weight)
-    with averaged(stylizer, average):
+    with averaged(stylizer, mixed(average, started, args.keep)):
         read_anew()
     save(stylizer, started, average, args)
     draw_samples(stylizer, average, text_space, args.data, args.out / "samples.png")
 
 
+def mixed(average: dict[str, Tensor], started: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """What is written. A little of START stays in it: on photos and for a network that training did not see, it was no worse in
+    anything than what was trained."""
+    return {name: torch.lerp(p, started[name], keep) for name, p in average.items()}
+
+
 def save(
     stylizer: Stylizer, started: dict[str, Tensor], average: dict[str, Tensor], args: argparse.Namespace
 ) -> None:
-    """START with other weights in two of its parts, in half precision. A little of its own stays in them: on photos and for
-    a network that training did not see, it was no worse in anything than what was trained."""
+    """START with other weights in two of its parts, in half precision."""
     folder = args.out / "pipeline"
     shutil.copytree(args.start, folder, dirs_exist_ok=True)
-    mixed = {name: torch.lerp(p, started.get(name, p), args.keep) for name, p in average.items()}
-    with averaged(stylizer, mixed):
+    with averaged(stylizer, mixed(average, started, args.keep)):
         for part, name in ((stylizer.fusion, "fusion"), (stylizer.decoder, "style_decoder")):
             copy.deepcopy(part).half().save_pretrained(folder / name)
 
