@@ -63,11 +63,14 @@ class StyleMambaFuse(io.ComfyNode):
         latents = _latents_of(samples, model)
         model.to_device(*_pixels(latents, model))
         styled = model.styled(style, prompt, strength)
-        vae = styled.pipe.vae
+        pipe = styled.pipe
+        vae = pipe.vae
+        # Where the decoder paints, `fuse` takes the styles whole, whatever their weights; a latent is not mixed again later.
+        fused_by = strength if pipe.style_decoder is None else strength * pipe.styles.amount
 
         def fuse(part: Tensor) -> Tensor:
             scaled = scale_latents(vae, part.to(model.device))
-            fused = styled.pipe.fuse(scaled, styled.direction(len(part)), styled.strength)
+            fused = pipe.fuse(scaled, styled.direction(len(part)), fused_by)
             return unscale_latents(vae, fused).cpu()
 
         progress = host.Progress(len(latents))

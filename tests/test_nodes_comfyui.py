@@ -377,10 +377,7 @@ class TestStylize:
 
     def test_alpha_is_kept(self, model, image):
         alpha = torch.rand(*image.shape[:3], 1)
-        result, video = run("Stylize", image=torch.cat([image, alpha], -1), model=model, **STYLIZE)
-        assert torch.equal(
-            video.get_components().images, result[..., :3]
-        )  # the host's encoder takes no alpha
+        result, _ = run("Stylize", image=torch.cat([image, alpha], -1), model=model, **STYLIZE)
         assert torch.equal(result[..., 3:], alpha)
 
     def test_a_batch_is_its_pictures_one_by_one(self, model, image):
@@ -659,6 +656,12 @@ class TestVideo:
         components = made.get_components()
         assert torch.equal(components.images, images) and components.frame_rate == 30
         assert torch.equal(components.audio["waveform"], audio["waveform"])
+
+    @needs_checkout
+    def test_has_no_alpha_which_the_hosts_encoder_does_not_take(self, model, image):
+        frames = torch.cat([image, torch.rand(*image.shape[:3], 1)], -1)
+        images, made = run("Stylize", image=frames, model=model, **STYLIZE)
+        assert images.shape[-1] == 4 and torch.equal(made.get_components().images, images[..., :3])
 
     @needs_checkout
     def test_of_a_file(self, model, image, tmp_path):
@@ -1104,6 +1107,21 @@ class TestPaintingDecoder:
         decoded, _ = run("Decode", samples=fused, width=0, height=0, **settings)
         wanted = ((plain + painted) / 2).clamp(0, 1).permute(0, 2, 3, 1)
         torch.testing.assert_close(decoded, wanted, atol=1e-4, rtol=1e-4)
+
+    def test_a_fitted_style_of_half_weight_is_fused_by_half(self, painting, image, photo):
+        fitted = run("PromptFit", model=painting, images=image, **FIT)[0]
+        ((style, _),) = fitted.parts
+        pipe = painting.own_pipeline()
+        latents = unscale_latents(pipe.vae, pipe.encode_image(photo)).detach()
+        settings = {"model": painting, "samples": {"samples": latents}, "prompt": "", "strength": 1.0}
+        pipe.load_style(style, "half")
+        pipe.set_styles("half", 0.5)
+        wanted = unscale_latents(pipe.vae, pipe(photo, output_type="latent").images)
+        (fused, _) = run("Fuse", style=StyleMix(parts=((style, 0.5),)), **settings)
+        torch.testing.assert_close(fused["samples"], wanted, atol=1e-4, rtol=1e-4)
+        whole = run("Fuse", style=fitted, **settings)[0]["samples"]
+        torch.testing.assert_close(fused["samples"], (latents + whole) / 2, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(latents, whole, atol=1e-3)
 
     def test_paints_in_the_style_of_a_picture(self, painting, image, photo):
         (style,) = run("StyleFromImage", model=painting, image=1 - image)

@@ -32,11 +32,13 @@ from sharpen_stylizer import (  # noqa: E402
 )
 from timed_run import TimedRun  # noqa: E402
 from tiny_teachers import picture_set, shift_tolerant_vgg16  # noqa: E402
+from train_stylizer import ROWS, other_rows  # noqa: E402
 
 from stylemamba import StyleMambaPipeline  # noqa: E402
 from stylemamba.pipeline import metrics  # noqa: E402
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder, FineLight  # noqa: E402
 from stylemamba.pipeline.controls import blur, luminance  # noqa: E402
+from stylemamba.pipeline.fusion import StyleFusion  # noqa: E402
 
 
 def noise(*shape, seed=0):
@@ -221,6 +223,20 @@ def test_the_finest_light_is_learnt_from_latents_far_from_0(monkeypatch):
     found = reader.own(latents)
     assert error == pytest.approx(float((found - finest).detach().abs().mean()), rel=1e-4)
     assert error < 0.25 * finest.abs().mean()
+
+
+def test_a_step_begins_on_other_rows_than_the_model_that_is_written():
+    fusion, seen = StyleFusion(4, 8, warm_up=40, warm_up_below=8), set()
+    rng = random.Random(0)
+    for _ in range(20):
+        with pytest.raises(RuntimeError), other_rows(fusion, rng):
+            seen.add((fusion.config.warm_up, fusion.config.warm_up_below))
+            raise RuntimeError  # a step that fails
+        assert (fusion.config.warm_up, fusion.config.warm_up_below) == (40, 8)
+    above, below = (set(rows) for rows in zip(*seen, strict=True))
+    assert len(above) > 8 and len(below) > 3
+    assert ROWS[0] * 40 <= min(above) and max(above) <= ROWS[1] * 40
+    assert ROWS[0] * 8 <= min(below) and max(below) <= ROWS[1] * 8
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -50,6 +50,7 @@ from train_stylizer import (
     embed_artworks,
     embed_labels,
     numbers_of,
+    other_rows,
 )
 
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder, FineLight
@@ -327,7 +328,8 @@ def main() -> None:
         chosen, images, embeds = draw(rng)
         asked = torch.tensor([distance.names.index(name) for name in chosen], device=args.device)
 
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+        autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16)
+        with autocast, other_rows(stylizer.fusion, rng):
             fused = stylizer.fuse(images * 2 - 1, embeds, full)
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)

@@ -15,6 +15,8 @@ Runs again from OUT/state.pt if it is there; writes OUT/style_memory, OUT/fusion
 import argparse
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +48,7 @@ STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
 # The VGG16 sees results at half their size and artworks at about their own: strokes become twice as large, and a picture of 512 px
 # is compared with artworks of 256.
 STYLE_SIDE, VIEW = 256, 1 / 2
+ROWS = (0.5, 1.25)  # times the mirrored rows that a fusion begins on, drawn for each step
 # Labels of the sample sheets.
 SAMPLES = (
     "van gogh",
@@ -136,8 +139,8 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
-            warm_up=32,
-            warm_up_below=8,
+            warm_up=48,
+            warm_up_below=16,
         )
         decoder = ConditionalDecoder(
             latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
@@ -155,6 +158,18 @@ class Stylizer(torch.nn.Module):
     def forward(self, images: Tensor, embeds: Tensor, strength: Tensor) -> Tensor:
         """As `fuse`, -> pictures."""
         return self.decoder(self.fuse(images, embeds, strength), embeds, strength)
+
+
+@contextmanager
+def other_rows(fusion: StyleFusion, rng: random.Random) -> Iterator[None]:
+    """While it lasts, the fusion begins on another number of mirrored rows: trained with one alone, it comes to lean on just that
+    many, and what is as far from them as the picture's border gets a colour of its own."""
+    own = {name: fusion.config[name] for name in ("warm_up", "warm_up_below")}
+    fusion.register_to_config(**{name: round(rng.uniform(*ROWS) * rows) for name, rows in own.items()})
+    try:
+        yield
+    finally:
+        fusion.register_to_config(**own)
 
 
 def main() -> None:
@@ -246,7 +261,8 @@ def main() -> None:
         strength = torch.tensor([[draw_strength(rng)] for _ in rows], device=args.device)
         wish = torch.lerp(photos, targets, strength[:, :, None, None])
 
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+        autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16)
+        with autocast, other_rows(stylizer.fusion, rng):
             result = stylizer(photos, embeds, strength).float()
         weight = 1 - sharpening * strength[:, 0].floor() * (1 - args.teacher_weight)
         terms = {"teacher": (weight * picture_distance(result, wish)).mean()}
