@@ -8,6 +8,7 @@ from .host import io
 from .style_mix import StyleMix
 
 _MOST = 8
+_OPEN = object()  # an input that nothing is connected to; None is one whose node was not run yet
 
 
 class StyleMambaBlendStyles(io.ComfyNode):
@@ -66,12 +67,15 @@ class StyleMambaBlendStyles(io.ComfyNode):
         cls,
         weight_a: float,
         weight_b: float,
-        style_a=None,
-        style_b=None,
+        style_a=_OPEN,
+        style_b=_OPEN,
         mix="linear",
         more_weights="",
         more=None,
     ):
+        # To this question alone a host with slots that grow gives each of them as (style, id), and no slots as ({}, "more").
+        grown = more.values() if isinstance(more, dict) else ()
+        more = {name: style for style, name in grown}
         slots = _slots(style_a, weight_a, style_b, weight_b, more_weights, more)
         return [name for name, style, weight in slots if style is None and weight]
 
@@ -120,17 +124,14 @@ def _weight(name: str) -> io.Float.Input:
 
 
 def _slots(style_a, weight_a, style_b, weight_b, more_weights: str, more: dict | None):
-    """(id of the input, style or None, weight) of every slot; ids as the host wants them back."""
+    """(id of the input, style or None, weight) of every slot."""
     more = more or {}
     weights = _read_weights(more_weights)
     weights += [1.0] * (len(more) - len(weights))
     return [
         ("style_a", style_a, weight_a),
         ("style_b", style_b, weight_b),
-        *(
-            (f"more.{name}", style, weight)
-            for (name, style), weight in zip(more.items(), weights, strict=False)
-        ),
+        *((name, style, weight) for (name, style), weight in zip(more.items(), weights, strict=False)),
     ]
 
 

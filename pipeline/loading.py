@@ -81,18 +81,25 @@ class PretrainedLoading:
         """Fetches a Hub repository. diffusers' own download refuses components of other packages than itself and
         transformers; ours need no remote code, since this package brings their classes."""
         variant = kwargs.get("variant")
-        weights = (
-            ["*.safetensors"]
-            if variant is None
-            else [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
-        )
-        try:
+
+        def fetch(*weights: str) -> str:
             return snapshot_download(
                 pretrained_model_name,
                 allow_patterns=["*.json", "*.txt", "*.model", *weights],
                 **{k: kwargs[k] for k in ("cache_dir", "force_download", "token", "revision") if k in kwargs},
                 local_files_only=bool(kwargs.get("local_files_only")),
             )
+
+        try:
+            if variant is None:
+                return fetch("*.safetensors")
+            folder = Path(fetch(f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"))
+            # A part that has none of the variant is loaded as it is.
+            without = [
+                part.parent.name for part in folder.glob("*/config.json")
+                if not any(part.parent.glob(f"*.{variant}[.-]*safetensors"))
+            ]  # fmt: skip
+            return fetch(*(f"{part}/*.safetensors" for part in without)) if without else str(folder)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise OSError(
                 f"{pretrained_model_name!r} is neither a folder nor a bundled model ({', '.join(bundled_names())}), and it "

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import __version__
 from .atomic_write import atomic_write
 from .fusion import StyleFusion
 from .mamba import MambaMixer
@@ -157,9 +158,9 @@ class Style:
 
 
 def library_versions() -> dict[str, str]:
-    return {
-        name: version(name) for name in ("stylemamba", "torch", "diffusers", "transformers", "safetensors")
-    }
+    # Of ourselves no metadata: in a host's folder of node packs we were cloned, not installed.
+    libraries = ("torch", "diffusers", "transformers", "safetensors")
+    return {"stylemamba": __version__, **{name: version(name) for name in libraries}}
 
 
 def timestamp() -> str:
@@ -180,15 +181,26 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def describe_component(module: nn.Module) -> dict[str, str]:
-    """What a style records of a model it was fitted on. Of a local folder only the last part of its path: style files are
-    given to others."""
-    source = str(getattr(module.config, "_name_or_path", ""))
-    is_folder = os.path.isabs(source) or os.path.isdir(source)
+    """What a style records of a model it was fitted on."""
     return {
         "class": type(module).__name__,
-        "name": Path(source).name if is_folder else source,
+        "name": _public_name(str(getattr(module.config, "_name_or_path", ""))),
         "fingerprint": fingerprint(module),
     }
+
+
+def _public_name(source: str) -> str:
+    """A Hub id as it is, of a folder the end of its path alone, since style files are given to others: "tiny/vae" for a part of a
+    pipeline, and the id in place of a folder of the Hub's cache."""
+    if not (os.path.isabs(source) or os.path.isdir(source)):
+        return source
+    path = Path(source)
+    for folder in path.parents:
+        if folder.name.startswith("models--"):  # .../models--owner--name/snapshots/<revision>/<part>
+            owner_and_name = folder.name.removeprefix("models--").replace("--", "/", 1)
+            return "/".join((owner_and_name, *path.relative_to(folder).parts[2:]))
+    is_part = (path.parent / "model_index.json").is_file()
+    return f"{path.parent.name}/{path.name}" if is_part else path.name
 
 
 def _stored(name: str, value: Tensor) -> Tensor:

@@ -159,9 +159,11 @@ def _check_base(name: str, style: Style, vae: nn.Module, decoder: nn.Module | No
                 f"style {name!r} changes decoder weights ({key}) that this pipeline's {type(changed).__name__} does not "
                 f"have: it was fitted on {source}."
             )
-    expected, found = fitted_on.get("fingerprint"), fingerprint(vae)
-    if expected not in (None, "unknown", found) and found != "unknown":
-        logger.warning(
-            "Style %r was fitted on other weights of the autoencoder (%s); the result may differ from its thumbnail.",
-            name, source,
-        )  # fmt: skip
+    for part, title, net in (("vae", "autoencoder", vae), ("style_decoder", "decoder that paints", decoder)):
+        known = style.info.get("base", {}).get(part, {})
+        expected, found = known.get("fingerprint"), "unknown" if net is None else fingerprint(net)
+        if expected not in (None, "unknown", found) and found != "unknown":
+            logger.warning(
+                "Style %r was fitted on other weights of the %s (%s); the result may differ from its thumbnail.",
+                name, title, known.get("name") or known.get("class") or "unknown",
+            )  # fmt: skip

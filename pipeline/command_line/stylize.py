@@ -434,7 +434,7 @@ def _read_mask(path: Path):
     mask = read_picture(path)
     if mask.convert("L").getextrema()[1] == 0:
         raise ValueError(f"{path} is black everywhere: paint the mask white where to stylize.")
-    return mask.convert("L")
+    return mask
 
 
 def _paint_regions(pipe: "StyleMambaPipeline", picture, regions: list[_Region], masks: list, settings: dict):
