@@ -46,7 +46,7 @@ HERE = Path(__file__).parent
 PROMPTS = HERE / "prompts.json"
 HELD_OUT = HERE.parent / "training" / "held_out.json"
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PAUSE = 0.3  # seconds before a run that is timed
+PAUSE, WARM_UPS = 0.3, 5  # seconds before a run that is timed; runs before those that count
 PAINTINGS = 8  # of a label at most, for the style distance in the model's own perceptual net
 SHEET_PHOTOS, TILE = 3, 160
 
@@ -354,14 +354,14 @@ def timing(job: Job, pipe: StyleMambaPipeline, size: int, repeats: int) -> dict:
     peer = StyleTransfer(device="cpu", max_size=size, threads=torch.get_num_threads())
     photo, painting = to_pil(job.photo), Image.open(job.painting).convert("RGB")
     runs = []
-    for number in range(repeats + 2):  # two to warm up
+    for number in range(WARM_UPS + repeats):
         pair = []
         for run in (lambda: pipe(photo, job.entry["prompt"]), lambda: peer.stylize_with(photo, painting)):
             time.sleep(PAUSE)
             begin = time.perf_counter()
             run()
             pair.append(time.perf_counter() - begin)
-        if number >= 2:
+        if number >= WARM_UPS:
             runs.append(pair)
     return {
         "runs": repeats,
@@ -547,7 +547,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=7, help="timed pairs of runs")
+    parser.add_argument("--repeats", type=int, default=20, help="timed pairs of runs")
     parser.add_argument("--keep", action="store_true", help="also write every picture at full size")
     parser.add_argument("--cache", type=Path, default=Path("runs/judge"), help="statistics of the artworks")
     parser.add_argument(

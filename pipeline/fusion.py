@@ -58,7 +58,8 @@ class CrossAttentionMixer(nn.Module):
 
     def __init__(self, d_model: int, cond_dim: int, head_dim: int = 64) -> None:
         super().__init__()
-        self.num_heads = max(1, d_model // head_dim)
+        most = max(1, d_model // head_dim)
+        self.num_heads = next(heads for heads in range(most, 0, -1) if d_model % heads == 0)
         self.to_text = Linear(cond_dim, d_model)
         self.to_q = Linear(d_model, d_model, bias=False)
         self.to_kv = Linear(d_model, 2 * d_model, bias=False)

@@ -168,12 +168,19 @@ class ImageGuidedPipeline(PretrainedLoading, DiffusionPipeline):
         groups: dict[tuple, list[int]] = {}
         for i, content in enumerate(contents):
             groups.setdefault((content.size, i % len(mixtures)), []).append(i)
+        passes: list[tuple] = []
+        for (size, style), members in groups.items():
+            full = _full_size(size)
+            sizes = stroke_sizes(size, stroke_scale, MIN_SIDE, full) if strength else [full]
+            sizes = [_full_size(painted_at) for painted_at in sizes]
+            most = max(1, MOST_PIXELS // max(height * width for height, width in sizes))
+            passes += [(size, style, sizes, members[i : i + most]) for i in range(0, len(members), most)]
         done: list[Content | None] = [None] * results
-        with self.progress_bar(total=len(groups)) as bar:
-            for (size, style), members in groups.items():
+        with self.progress_bar(total=len(passes)) as bar:
+            for size, style, sizes, members in passes:
                 rgb = torch.cat([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
-                painted, full = None, _full_size(size)
-                for painted_at in stroke_sizes(size, stroke_scale, MIN_SIDE, full) if strength else [full]:
+                painted = None
+                for painted_at in sizes:
                     features = self.encode_content(resize(rgb, painted_at))  # (B, C, h, w)
                     styles = self.encode_style(mixtures[style], painted_at)
                     fused = self.fuse(features, styles, shuffles, generator)  # (B, C, h, w)

@@ -313,7 +313,7 @@ def _pairs(
                 f"got a stylized picture of {one.shape[-1]}x{one.shape[-2]} px and its content of "
                 f"{other.shape[-1]}x{other.shape[-2]}; wanted equal sizes: resize one of them first"
             )
-    return pairs
+    return [(one, other.to(one.device)) for one, other in pairs]
 
 
 def _perceptual_scores(perceptual, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, list[Tensor]]:

@@ -399,24 +399,27 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             masks = [feather_mask(mask, feather) for mask in masks for _ in range(num_images_per_prompt)]
 
         # 3. One pass for each size, and one more where its strokes are painted at another
-        groups = _group_by_size(contents, WHOLE_BYTES // bytes_per_pixel(self.vae))
         once = strength == 0 or latents is not None or output_type == "latent"
-        sizes = [[size] if once else stroke_sizes(size, stroke_scale, MIN_SIDE, size) for size, _ in groups]
+
+        def painted_at(size: tuple[int, int]) -> list[tuple[int, int]]:
+            return [size] if once else stroke_sizes(size, stroke_scale, MIN_SIDE, size)
+
+        groups = _group_by_size(contents, painted_at, WHOLE_BYTES // bytes_per_pixel(self.vae))
         if self.style_decoder is None:
             fused_by = strength
         elif output_type == "latent":
             fused_by = strength * self.styles.amount
         else:  # the style whole, of which `decode` mixes in as much as is wanted
             fused_by = float(strength > 0)
-        self._num_timesteps = sum(map(len, sizes))
+        self._num_timesteps = sum(len(painted_at(size)) for size, _ in groups)
         results: dict[int, Content | Tensor] = {}
         step = 0
         with self.progress_bar(total=self._num_timesteps) as bar:
-            for ((height, width), members), painted_at in zip(groups, sizes, strict=True):
+            for (height, width), members in groups:
                 rgb = _batch([contents[i].rgb for i in members]).to(self._execution_device)  # (B, 3, H, W)
                 cond = None if embeds is None else embeds[members]  # (B, E)
                 stylized = None
-                for size in painted_at:
+                for size in painted_at((height, width)):
                     if latents is None:
                         work = resize(rgb, size)
                         z = self.encode_image(work)  # (B, C, h, w)
@@ -659,15 +662,18 @@ def _match(
     return contents, *repeat
 
 
-def _group_by_size(contents: list[Content], pixels: int) -> list[tuple[tuple[int, int], list[int]]]:
-    """(size, indices) of pictures that go through the model together, of at most so many pixels unless one alone has more."""
+def _group_by_size(
+    contents: list[Content], painted_at: Callable[[tuple[int, int]], list[tuple[int, int]]], pixels: int
+) -> list[tuple[tuple[int, int], list[int]]]:
+    """(size, indices) of pictures that go through the model together, of at most so many pixels unless one alone has more, at
+    the largest size that they are painted at."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, content in enumerate(contents):
         groups.setdefault(content.size, []).append(index)
     split = []
-    for (height, width), members in groups.items():
-        most = max(1, pixels // (height * width))
-        split += [((height, width), members[i : i + most]) for i in range(0, len(members), most)]
+    for size, members in groups.items():
+        most = max(1, pixels // max(height * width for height, width in painted_at(size)))
+        split += [(size, members[i : i + most]) for i in range(0, len(members), most)]
     return split
 
 

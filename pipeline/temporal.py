@@ -40,7 +40,8 @@ def warp(frame: Tensor, flow: Tensor) -> Tensor:
     x = (columns - flow[:, 1]).clamp(0, width - 1)
 
     def pixels(row: Tensor, column: Tensor) -> Tensor:
-        index = (row * width + column).long().flatten(1)  # (B, H*W)
+        # whole numbers: of a frame of 17 megapixels, the places are more than a float can tell apart
+        index = (row.long() * width + column.long()).flatten(1)  # (B, H*W)
         return frames.gather(2, index[:, None].expand(-1, channels, -1)).view(-1, channels, height, width)
 
     top, left = y.floor(), x.floor()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stylemamba import StyleFusion, StyleMambaPipeline
-from stylemamba.pipeline.fusion import PRESETS, latent_to_tokens, tokens_to_latent
+from stylemamba.pipeline.fusion import PRESETS, CrossAttentionMixer, latent_to_tokens, tokens_to_latent
 
 READINGS = ("A", "B", "C", "D")
 FUSERS = ("mamba", "cross_attention")
@@ -299,6 +299,13 @@ def test_only_the_raster_scan_keeps_the_last_token_from_the_first(scan_order):
 
 def test_cross_attention_reaches_every_token():
     assert reaches_the_first_token(awaken(small(fuser="cross_attention")))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (200, 2), (256, 4), (257, 1)])
+def test_cross_attention_has_as_many_heads_as_divide_its_width(width, heads):
+    mixer = CrossAttentionMixer(width, WIDTH)
+    assert mixer.num_heads == heads
+    assert mixer(draw(2, 5, width), prompts(2)).shape == (2, 5, width)
 
 
 def test_cross_attention_reads_the_text_besides_the_modulation():

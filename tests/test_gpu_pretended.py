@@ -113,8 +113,8 @@ def test_scores(pipe, photo):
     with PretendedGPU():
         pipe.to("cuda")
         again = metrics.score(
-            photo, photo.flip(-1), "monet", style=photo, encoder=pipe.encoder, perceptual=pipe.perceptual
-        )
+            photo.to("cuda"), photo.flip(-1), "monet", style=photo, encoder=pipe.encoder, perceptual=pipe.perceptual
+        )  # fmt: skip
     assert {name: row["value"] for name, row in again.items()} == pytest.approx(
         {name: row["value"] for name, row in rows.items()}, rel=1e-3, abs=1e-6
     )

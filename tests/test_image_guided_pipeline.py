@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from stylemamba import MambaSTPipeline, SaMamPipeline, StyleMambaPipeline
+from stylemamba.pipeline import image_guided_pipeline
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.loading import load_pipeline
 
@@ -67,6 +68,20 @@ class TestPictures:
         batch = pipe(photos, STYLE, output_type="pt").images
         for photo, result in zip(photos, batch, strict=True):
             torch.testing.assert_close(pipe(photo, STYLE, output_type="pt").images[0], result)
+
+    @pytest.mark.parametrize("stroke_scale", [0.25, 0.5, 1.0, 2.0])
+    def test_no_pass_takes_more_pixels_than_it_may(self, pipe, stroke_scale, monkeypatch):
+        """Whether by many pictures or by one that is painted larger than it is."""
+        most, seen, encode = 2 * 40 * 32, [], pipe.encode_content
+        monkeypatch.setattr(image_guided_pipeline, "MOST_PIXELS", most)
+        monkeypatch.setattr(pipe, "encode_content", lambda rgb: seen.append(rgb.shape) or encode(rgb))
+        photos = torch.cat([picture(seed=seed) for seed in range(5)])
+        results = pipe(photos, STYLE, stroke_scale=stroke_scale, output_type="pt").images
+        assert results.shape == photos.shape
+        assert all(shape[0] * shape[2] * shape[3] <= 1.05 * most for shape in seen)  # sides are rounded
+        torch.testing.assert_close(
+            results[4:], pipe(photos[4:], STYLE, stroke_scale=stroke_scale, output_type="pt").images
+        )
 
     def test_the_tuple_is_the_output(self, pipe):
         assert torch.equal(

@@ -22,6 +22,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from stylemamba import StyleMambaPipeline, mean_std_loss
+from stylemamba.pipeline import pipeline_stylemamba
+from stylemamba.pipeline.tiles import bytes_per_pixel
 
 PROMPTS = ["stained glass", "an ink drawing on paper", "very long " * 100]
 
@@ -163,6 +165,17 @@ class TestPipelineTesterMixin:
             assert_close(run(pipe), expected)
         used = set(pipe.model_cpu_offload_seq.split("->"))
         assert all(hasattr(part, "_hf_hook") for name, part in modules(pipe).items() if name in used)
+
+    @pytest.mark.parametrize(("stroke_scale", "together"), [(1.0, 4), (0.5, 1), (2.0, 4)])
+    def test_no_pass_takes_more_than_its_memory(self, pipe, stroke_scale, together, monkeypatch):
+        """At half the stroke, four times the pixels of each picture go through the model."""
+        images, encode, seen = picture(batch=6), pipe.encode_image, []
+        wanted = run(pipe, images, PROMPTS[:1] * 6, stroke_scale=stroke_scale)
+        fits = 4 * 48 * 40 * bytes_per_pixel(pipe.vae)
+        monkeypatch.setattr(pipeline_stylemamba, "WHOLE_BYTES", fits)
+        monkeypatch.setattr(pipe, "encode_image", lambda work: seen.append(work.shape) or encode(work))
+        assert_close(run(pipe, images, PROMPTS[:1] * 6, stroke_scale=stroke_scale), wanted)
+        assert max(shape[0] for shape in seen) == together
 
     @pytest.mark.parametrize(("batch", "copies"), [(1, 1), (1, 2), (2, 1), (2, 2)])
     def test_num_images_per_prompt(self, pipe, batch, copies):

@@ -26,6 +26,12 @@ def test_a_steady_change_is_no_jerk():
 
 
 class TestWarp:
+    def test_of_a_frame_with_more_pixels_than_a_float_can_count(self):
+        frame = torch.arange(4100, dtype=torch.float32).expand(1, 4100, 4100)  # each column its own number
+        assert torch.equal(temporal.warp(frame, torch.zeros(2)), frame)
+        moved = temporal.warp(frame, torch.tensor([0.0, 1.0]))
+        assert torch.equal(moved[..., 1:], frame[..., :-1])
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 1), (2, 0), (-1, 3), (-9, 9)])
     def test_whole_pixels_move_exactly(self, rows, columns, dtype):
