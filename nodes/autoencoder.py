@@ -61,7 +61,8 @@ def autoencoder_of(vae) -> nn.Module:
         return net.vae
     state = vae.get_sd()
     wanted = ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.mid.attn_1.q.weight")
-    if any(name not in state or state[name].ndim != 4 for name in wanted):
+    packed = "bn.running_mean" in state  # FLUX.2: its latents are patches of these, normalised
+    if packed or any(name not in state or state[name].ndim != 4 for name in wanted):
         raise ValueError(
             f"vae is a {type(net).__name__}, wanted an autoencoder of the Stable Diffusion family (AutoencoderKL): load "
             "one with Load VAE, or leave vae unconnected to use the model's own."

@@ -18,13 +18,12 @@ try:
 except ImportError:  # a host without numbered versions
     from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "OutOfMemory", "io"]
+__all__ = ["ComfyExtension", "io"]
 
 Model = io.Custom("STYLEMAMBA_MODEL")
 Style = io.Custom("STYLEMAMBA_STYLE")
 Regions = io.Custom("STYLEMAMBA_REGIONS")
 HAS_AUTOGROW = hasattr(io, "Autogrow")
-OutOfMemory = torch.cuda.OutOfMemoryError
 _PREVIEW_SIDE = 512
 
 
@@ -51,6 +50,19 @@ def load(patcher, memory: int = 0) -> None:
 
     # In parts would not do: only layers of the host's own kind can be loaded piece by piece.
     management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+    patcher.model.to(
+        patcher.load_device
+    )  # with --novram the host brings such layers alone, whatever is asked
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Also where the allocator is not torch's own for CUDA: its error is of another class then, or of none."""
+    import comfy.model_management as management
+
+    known = getattr(management, "is_oom", None)  # which also clears the device's error; newer hosts
+    if known is not None and known(error):
+        return True
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 def release_memory() -> None:

@@ -112,7 +112,9 @@ def _fit(model, pictures: Tensor, prompt: str, config, seed: int, stored: Stored
         model.to_device(config.image_size, config.image_size)
         try:
             return _fit_once(model, pictures, prompt, config, seed, stored)
-        except host.OutOfMemory:
+        except RuntimeError as error:
+            if not host.is_out_of_memory(error):
+                raise
             out_of_memory = True  # the retry waits until the traceback, which holds the tensors, is gone
         finally:  # the user's cancel too, which need not be an Exception
             host.release_memory()

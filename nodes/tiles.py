@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .host import OutOfMemory, release_memory
+from .host import is_out_of_memory, release_memory
 
 Run = Callable[[Tensor], Tensor]
 _LARGEST_BATCH = 8  # more gains nothing, and the user cannot cancel in between
@@ -31,8 +31,10 @@ def run_in_batches(
         part, result = batch[len(done) : len(done) + size], None
         try:
             result = run(part)
-        except OutOfMemory:
-            pass  # out here its traceback, which holds the tensors, is gone
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # below its traceback, which holds the tensors, is gone
         if result is not None:
             done.extend(result.split(1))
             if progress is not None:

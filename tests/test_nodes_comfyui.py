@@ -57,6 +57,7 @@ import folder_paths
 
 import stylemamba.nodes
 from stylemamba.nodes import host
+from stylemamba.nodes.autoencoder import autoencoder_of
 from stylemamba.nodes.model import HostModel
 from stylemamba.nodes.style_mix import StyleMix
 
@@ -705,25 +706,34 @@ class TestVideo:
 
 
 class TestMemory:
-    def limit(self, model, batch: int, side: int):
+    def limit(self, model, batch: int, side: int, error: Exception | None = None):
         """A fusion that runs out of memory beyond so many pictures and such a side of a latent."""
         sizes = []
 
         def refuse(module, args):
             sizes.append(tuple(args[0].shape))
             if len(args[0]) > batch or max(args[0].shape[-2:]) > side:
-                raise host.OutOfMemory("out of memory")
+                raise error or torch.OutOfMemoryError("out of memory")
 
         model.pipe.fusion.register_forward_pre_hook(refuse)
         return sizes
 
-    def test_smaller_batches_give_the_same(self, model, image):
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+    )
+    def test_smaller_batches_give_the_same(self, model, image, error):
         batch = torch.cat([image, image.flip(1), 1 - image, image * 0.5, image.flip(2)])
         whole, _ = run("Stylize", image=batch, model=model, **STYLIZE)
-        sizes = self.limit(model, batch=1, side=100)
+        sizes = self.limit(model, batch=1, side=100, error=error)
         result, _ = run("Stylize", image=batch, model=model, **STYLIZE)
         torch.testing.assert_close(result, whole, atol=1e-5, rtol=1e-4)
         assert {size[0] for size in sizes} == {5, 2, 1}
+
+    def test_other_errors_are_told_at_once(self, model, image):
+        sizes = self.limit(model, batch=0, side=0, error=RuntimeError("a kernel failed"))
+        with pytest.raises(RuntimeError, match="a kernel failed"):
+            run("Stylize", image=image, model=model, **STYLIZE)
+        assert len(sizes) == 1
 
     def test_then_tiles_that_share_the_statistics_of_the_whole(self, model, pipe, monkeypatch):
         given, encode, sizes = torch.rand(1, 200, 300, 3), type(model.pipe.vae).encode, []
@@ -735,7 +745,7 @@ class TestMemory:
         def limited(vae, pixels, *args, **kwargs):
             sizes.append(tuple(pixels.shape[-2:]))
             if max(pixels.shape[-2:]) > 208:
-                raise host.OutOfMemory("out of memory")
+                raise torch.OutOfMemoryError("out of memory")
             return encode(vae, pixels, *args, **kwargs)
 
         monkeypatch.setattr(type(model.pipe.vae), "encode", limited)
@@ -758,7 +768,7 @@ class TestMemory:
         # The fit runs views, which are free of hooks.
         def limited(vae, pixels, *args, **kwargs):
             if not torch.is_inference_mode_enabled() and max(pixels.shape[-2:]) > 128:
-                raise host.OutOfMemory("out of memory")
+                raise torch.OutOfMemoryError("out of memory")
             return encode(vae, pixels, *args, **kwargs)
 
         monkeypatch.setattr(type(model.pipe.vae), "encode", limited)
@@ -1047,7 +1057,7 @@ class TestFuseAndDecode:
 
         def refuse(module, args):
             if len(args[0]) > most or args[0].shape[-2:] != latents.shape[-2:]:
-                raise host.OutOfMemory("out of memory")
+                raise torch.OutOfMemoryError("out of memory")
 
         model.pipe.fusion.register_forward_pre_hook(refuse)
         fused, _ = run("Fuse", model=model, samples={"samples": latents}, **self.SETTINGS)
@@ -1149,7 +1159,7 @@ class TestPaintingDecoder:
         def limited(decoder, part, *args, **kwargs):
             sizes.append(tuple(part.shape[-2:]))
             if max(part.shape[-2:]) > 50:
-                raise host.OutOfMemory("out of memory")
+                raise torch.OutOfMemoryError("out of memory")
             return forward(decoder, part, *args, **kwargs)
 
         monkeypatch.setattr(ConditionalDecoder, "forward", limited)
@@ -1231,7 +1241,7 @@ class TestNativeVae:
         def refuse(module, args):
             calls.append(args[0].shape)
             if len(calls) == 1:
-                raise host.OutOfMemory("out of memory")
+                raise torch.OutOfMemoryError("out of memory")
 
         latents = host_latents(pipe, photo)
         pipe.vae.post_quant_conv.register_forward_pre_hook(refuse)
@@ -1353,6 +1363,14 @@ class TestLoader:
         _, vae = run("Loader", model="mine")
         model, _ = run("Loader", model="mine", vae=vae)
         assert model.pipe.vae is vae.first_stage_model.vae
+
+    def test_a_vae_whose_latents_are_packed_is_refused(self, pipe):
+        """FLUX.2's: the layers of the family, and a norm over patches of its latents, which newer hosts apply."""
+        layers = ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.mid.attn_1.q.weight")
+        state = {name: torch.zeros(8, 8, 1, 1) for name in layers} | {"bn.running_mean": torch.zeros(128)}
+        native = types.SimpleNamespace(first_stage_model=torch.nn.Identity(), get_sd=lambda: state)
+        with pytest.raises(ValueError, match="wanted an autoencoder of the Stable Diffusion family"):
+            autoencoder_of(native)
 
     @needs_checkout
     def test_a_vae_of_another_kind_is_refused(self):
