@@ -56,13 +56,18 @@ def load(patcher, memory: int = 0) -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Also where the allocator is not torch's own for CUDA: its error is of another class then, or of none."""
+    """Also where the allocator is not torch's own for CUDA: only its words tell then, those of a CPU "can't allocate memory"."""
     import comfy.model_management as management
 
     known = getattr(management, "is_oom", None)  # which also clears the device's error; newer hosts
     if known is not None and known(error):
         return True
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+    words = str(error).lower()
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError)
+        or "out of memory" in words
+        or "allocate memory" in words
+    )
 
 
 def release_memory() -> None:

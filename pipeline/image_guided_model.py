@@ -8,6 +8,7 @@ Shapes: B pictures, C features, h x w patches. Pictures are (B, 3, H, W) in [0, 
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .conditional_decoder import ConditionalDecoder
@@ -43,6 +44,7 @@ class ImageGuidedModel:
         fused = self.fuse(features, self.encode_style(style), **fuse_options)
         return self.decode_between(features, fused, strength)[..., :height, :width]
 
+    @apply_forward_hook
     def decode_between(self, features: Tensor, fused: Tensor, strength: float | Tensor) -> Tensor:
         """Features (B, C, h, w) before and behind the style -> pictures (B, 3, h * patch, w * patch).
 

@@ -192,7 +192,7 @@ def _read_one_mask(mask: Picture) -> list[Tensor]:
         )
     shape = tuple(mask.shape)
     if isinstance(mask, np.ndarray):
-        channels_last = mask.ndim == 4 or (mask.ndim == 3 and mask.shape[-1] in (1, 3, 4))
+        channels_last = mask.ndim in (3, 4) and mask.shape[-1] in (1, 3, 4)
         mask = _own_tensor(mask)
         mask = mask.movedim(-1, -3) if channels_last else mask
         mask = mask[None] if channels_last and mask.ndim == 3 else mask

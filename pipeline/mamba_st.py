@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .image_guided_model import ImageGuidedModel, PictureDecoder, keep_variance, same_size
@@ -124,9 +125,11 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
             width = decoder_width or embed_dim // 2
             self.decoder = PictureDecoder(embed_dim, width, patch_size, "nearest" if compat else "bilinear")
 
+    @apply_forward_hook
     def encode_content(self, images: Tensor) -> Tensor:
         return self.carry(self.content_encoder(self.patch_embed(self.whole_patches(images))))  # (B, C, h, w)
 
+    @apply_forward_hook
     def encode_style(self, images: Tensor) -> Tensor:
         tokens = self.style_encoder(self.patch_embed(self.whole_patches(images)))  # (B, C, h', w')
         if self.config.styled_decoder is None:
@@ -134,6 +137,7 @@ class MambaST(ImageGuidedModel, ModelMixin, ConfigMixin):
         signature = self.signature(images)[:, :, None, None]
         return torch.cat([tokens, signature.expand(-1, -1, *tokens.shape[-2:])], 1)  # (B, C + E + 12, h', w')
 
+    @apply_forward_hook
     def fuse(
         self, features: Tensor, style: Tensor, shuffles: int = 0, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -70,10 +70,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
     logit_bias: SigLIP's, for probabilities.
     """
 
-    model_cpu_offload_seq = "text_encoder->style_memory->image_encoder->fusion->style_decoder->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->fusion->style_decoder->vae"
     _optional_components = ["image_encoder", "style_decoder", "perceptual", "style_memory"]
-    # the attention of its pooling head reads weights outside of `forward`, where no hook puts them back
-    _exclude_from_cpu_offload = ["image_encoder"]
+    # The attention of its pooling head, and one layer of the decoder that paints, read weights outside of `forward`, where no hook
+    # puts them back. The memory has buffers alone, of which the hooks want a parameter.
+    _exclude_from_cpu_offload = ["image_encoder", "style_decoder", "style_memory"]
     _callback_tensor_inputs = ["latents"]
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -612,7 +613,7 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
         """The network again, with one mean and deviation for all tiles, where it has layers that use them."""
         if not SharedStatistics.wanted_by(network):
             return network, None
-        view = module_view(network)
+        view = module_view(network, self._execution_device)  # where no hook will bring it
         return view, SharedStatistics(view)
 
     def _contents_of_latents(self, latents: Tensor) -> list[Content]:

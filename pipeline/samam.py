@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_accelerate_available
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .image_guided_model import ImageGuidedModel, PictureDecoder, StyleUnits, keep_variance, same_size
@@ -300,9 +301,11 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
             width = decoder_width or embed_dim // 2
             self.decoder = PictureDecoder(embed_dim, width, patch_size, "nearest" if compat else "bilinear")
 
+    @apply_forward_hook
     def encode_content(self, images: Tensor) -> Tensor:
         return self.carry(self.content_encoder(self.whole_patches(images)))  # (B, C, h, w)
 
+    @apply_forward_hook
     def encode_style(self, images: Tensor) -> Tensor:
         style = self.style_embedder(self.style_encoder(self.whole_patches(images)))  # (B, R, 3, 3)
         if self.config.styled_decoder is None:
@@ -310,6 +313,7 @@ class SaMam(ImageGuidedModel, ModelMixin, ConfigMixin):
         signature = F.pad(self.signature(images), (0, -self.signed % 9))  # to whole channels
         return torch.cat([style, signature.unflatten(1, (-1, 3, 3))], 1)  # (B, R + R', 3, 3)
 
+    @apply_forward_hook
     def fuse(self, features: Tensor, style: Tensor) -> Tensor:
         style = style.expand(len(features), -1, -1, -1)  # one style for all pictures, or one each
         if self.config.styled_decoder is None:

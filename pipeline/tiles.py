@@ -134,7 +134,10 @@ class SharedStatistics:
         if len(self._layers) > _EXACT_UP_TO:
             scale = side / max(whole.shape[-2:])  # as large as a tile, which fits
             size = [max(align, math.ceil(scale * n / align) * align) for n in whole.shape[-2:]]
-            run(F.interpolate(whole, size=size, mode="bilinear", antialias=True) if scale < 1 else whole)
+            if scale < 1:  # in full precision: on a CPU there is no such kernel in half
+                small = F.interpolate(whole.float(), size=size, mode="bilinear", antialias=True)
+                whole = small.to(whole.dtype)
+            run(whole)
             return
         rows, columns = (spans(length, side, halo, align) for length in whole.shape[-2:])
         # Each round settles the next layer in the order in which they run.
@@ -232,6 +235,7 @@ def bytes_per_pixel(network: nn.Module) -> int:
     """About what a pass takes at its widest, as measured on a CPU: four maps of float32 at full resolution. The decoder that
     paints has few channels there, and most of its maps at half; those of Stable Diffusion carry twice the channels of its
     encoder up to full resolution, in seven maps."""
+    network = getattr(network, "_orig_mod", network)  # that torch.compile wraps
     config = network.config
     if isinstance(network, ConditionalDecoder):
         return 128

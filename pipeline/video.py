@@ -16,7 +16,10 @@ from .atomic_write import atomic_write
 
 WRITABLE = (".mp4", ".mov", ".mkv", ".m4v", ".webm")
 _QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": "24", "b": "0"}, "mpeg4": {}}
-_BT709, _UNSPECIFIED = 1, 2
+_BT709, _UNSPECIFIED, _BT2020 = 1, 2, (9, 10)
+_TICK = Fraction(
+    1, 90000
+)  # seconds, in which times are given; a stream's own unit changes when its header is written
 _HD = 720  # lines from which on players take BT.709 where a file says nothing
 
 
@@ -25,7 +28,8 @@ class VideoError(ValueError):
 
 
 class VideoFile:
-    """What a video says of itself: `size` (height, width) as it is shown, `rate`, `frames` (0 if it does not say)."""
+    """What a video says of itself: `size` (height, width) of its frames when upright, `pixel_shape`, width by height of one of
+    their pixels, `rate`, `frames` (0 if it does not say)."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
@@ -33,6 +37,7 @@ class VideoFile:
             with av.open(str(self.path)) as container:
                 stream = _video_stream(container, self.path)
                 first = next(container.decode(stream), None)
+                stated = stream.sample_aspect_ratio
                 self.rate = Fraction(stream.average_rate or stream.base_rate or 25)
                 seconds = stream.duration * stream.time_base if stream.duration else None
                 if seconds is None and container.duration:
@@ -43,6 +48,8 @@ class VideoFile:
         if first is None:
             raise VideoError(f"{self.path} holds no frame that can be decoded: it is empty or cut off.")
         self.size = _upright(first).shape[:2]
+        shape = Fraction(stated or 1)
+        self.pixel_shape = 1 / shape if round(first.rotation / 90) % 2 else shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames (H, W, 3) uint8."""
@@ -96,13 +103,15 @@ def restyle_video(
 
 def _copy(source, reader, writer, restyle, on_frame) -> int:
     video = _video_stream(reader, source.path)
-    sounds = {stream.index: _add_sound(writer, stream) for stream in reader.streams.audio}
+    heard = [
+        stream for stream in reader.streams.audio if stream.codec_context is not None
+    ]  # a decoder is known
+    sounds = {stream.index: _add_sound(writer, stream) for stream in heard}
     out = _add_video(writer, source)
     times: list[tuple[int | None, Fraction]] = []
 
     def frames() -> Iterator[np.ndarray]:
-        wanted = [video, *reader.streams.audio]
-        for packet in reader.demux(wanted):
+        for packet in reader.demux([video, *heard]):
             if packet.stream is video:
                 for frame in packet.decode():
                     times.append((frame.pts, frame.time_base))
@@ -118,8 +127,8 @@ def _copy(source, reader, writer, restyle, on_frame) -> int:
             format=out.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
         # Times are kept, so that a film of uneven frame rate stays with its sound; never two frames at one time.
-        tick = round(done / source.rate / out.time_base) if pts is None else round(pts * base / out.time_base)
-        frame.pts, frame.time_base = max(tick, last + 1), out.time_base
+        seconds = done / source.rate if pts is None else pts * base
+        frame.pts, frame.time_base = max(round(seconds / _TICK), last + 1), _TICK
         last = frame.pts
         writer.mux(out.encode(frame))
         done += 1
@@ -141,9 +150,10 @@ def _add_video(writer, source: VideoFile):
     out.height, out.width = source.size
     # Half the colours suit every player, but only even sizes.
     out.pix_fmt = "yuv420p" if not (out.height % 2 or out.width % 2) else "yuv444p"
-    out.time_base = Fraction(1, 90000)
+    out.time_base = _TICK
     context = out.codec_context
-    context.time_base = out.time_base
+    context.time_base = _TICK
+    context.sample_aspect_ratio = source.pixel_shape
     context.color_range, context.colorspace = ColorRange.MPEG, _BT709
     context.color_primaries, context.color_trc = _BT709, _BT709
     return out
@@ -190,6 +200,10 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     space = int(frame.colorspace)
     is_hd = space == _BT709 or (space == _UNSPECIFIED and frame.height >= _HD)
     source = Colorspace.ITU709 if is_hd else Colorspace.ITU601
+    if space in _BT2020:
+        source = getattr(
+            Colorspace, "BT2020", Colorspace.ITU709
+        )  # BT.709 is the nearest that an older PyAV names
     rgb = frame.reformat(format="rgb24", src_colorspace=source, dst_color_range=ColorRange.JPEG)
     return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
 

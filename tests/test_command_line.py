@@ -212,6 +212,15 @@ def test_stylize_mask_and_style_image(here):
     assert not np.array_equal(before[:, :20], after[:, :20])
 
 
+def test_a_folder_does_not_hide_the_style_of_its_name(here):
+    Path("mosaic").mkdir()
+    for _ in range(2):
+        run("stylize", "photo.png", "--style", "mosaic", "--model", "model", "-o", "mosaic/", "--overwrite")
+    expected = StyleMambaPipeline.from_pretrained("model")(a_photo(), named_styles()["mosaic"]).images[0]
+    assert np.array_equal(Image.open("mosaic/photo-mosaic.png"), expected)
+    assert named_styles()["mosaic"] in run("styles", "show", "mosaic")
+
+
 def test_a_mask_of_16_bits_is_as_soft_as_it_was_painted(here):
     ramp = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (48, 1))
     Image.fromarray(ramp).save("mask.png")

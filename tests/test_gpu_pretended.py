@@ -86,6 +86,33 @@ def test_a_stylization_with_every_control(pipe, photo, mask):
             pipe(latents=given, prompt_embeds=pipe.encode_prompt("monet").cpu())
 
 
+def test_offloaded_part_by_part(photo):
+    """The whole of `tiny` and of a SaMam: each part comes when it is called and goes after that."""
+    tiny, samam = StyleMambaPipeline.from_pretrained("tiny"), SaMamPipeline.from_pretrained("samam-tiny")
+    for pipe in (tiny, samam):
+        pipe.set_progress_bar_config(disable=True)
+        wanted = pipe(photo, style_image=photo, output_type="pt").images
+        with PretendedGPU():
+            pipe.enable_model_cpu_offload(device="cuda")
+            for _ in range(2):
+                found = pipe(photo, style_image=photo, output_type="pt").images
+                torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=2e-3)
+            if pipe is tiny:
+                pipe(photo, "van gogh")
+            parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+            hooked = [part for part in parts if hasattr(part, "_hf_hook")]
+            assert hooked and not any(on_gpu(p) for part in hooked for p in part.parameters())
+
+
+def test_tiles_of_a_part_that_is_offloaded(photo, components):
+    pipe = StyleMambaPipeline(**components())
+    pipe.set_progress_bar_config(disable=True)
+    with PretendedGPU():
+        pipe.enable_model_cpu_offload(device="cuda")
+        pipe.enable_tiling(192)
+        pipe(noise(1, 3, 208, 192), "van gogh")
+
+
 def test_in_tiles(pipe):
     with PretendedGPU():
         pipe.to("cuda").enable_tiling(192)

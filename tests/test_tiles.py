@@ -10,7 +10,7 @@ from torch import nn
 from stylemamba import StyleFusion, StyleMambaPipeline
 from stylemamba.pipeline.conditional_decoder import ConditionalDecoder
 from stylemamba.pipeline.pipeline_stylemamba import TILE_HALO, WHOLE_BYTES
-from stylemamba.pipeline.tiles import SharedStatistics, run_in_tiles, spans
+from stylemamba.pipeline.tiles import SharedStatistics, bytes_per_pixel, run_in_tiles, spans
 
 _BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 
@@ -208,3 +208,19 @@ class TestPipelineInTiles:
     def test_a_tile_that_cannot_work_says_so(self, pipe, tile):
         with pytest.raises(ValueError, match=f"tile is {tile}, wanted a multiple of 16 px, at least 192"):
             pipe.enable_tiling(tile)
+
+
+def test_a_compiled_network_takes_what_it_took_before():
+    decoder = ConditionalDecoder(4, cond_dim=8, code_dim=8, channels=(8, 8, 8), depth=1, scale=4)
+    assert bytes_per_pixel(torch.compile(decoder)) == bytes_per_pixel(decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_layers_are_measured_in_half_precision_too(dtype):
+    """At the size of a tile, to which latents are reduced on a CPU as well."""
+    layers = [layer for _ in range(9) for layer in (nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))] * 2
+    network = nn.Sequential(*layers).eval().to(dtype)
+    assert SharedStatistics.wanted_by(network)
+    whole = random(1, 4, 90, 120).to(dtype)
+    statistics = SharedStatistics(network)
+    statistics.measure(network, whole, 48, 8)

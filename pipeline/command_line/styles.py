@@ -104,7 +104,7 @@ def show(
         require_picture_suffix(thumbnail)
         require_output(thumbnail, overwrite=overwrite)
 
-    if file in named_styles() and not Path(file).exists():
+    if file in named_styles() and not Path(file).is_file():
         say(f"{file}: {named_styles()[file]}")
         if thumbnail is not None:
             write_picture(read_picture(thumbnail_of(file)), thumbnail)

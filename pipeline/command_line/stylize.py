@@ -377,7 +377,7 @@ def _choose(prompts: list[str], styles: list[str], weights: list[float] | None) 
     """Prompts, and the names of styles, which stand for a prompt or for a file; `weights` mix the prompts into one, or
     the files where there are any."""
     known = named_styles()
-    named = [name for name in styles if name in known and not os.path.exists(name)]
+    named = [name for name in styles if name in known and not os.path.isfile(name)]
     files = [name for name in styles if name not in named]
     if named and files:
         raise typer.BadParameter(
@@ -424,7 +424,7 @@ def _read_region(text: str) -> _Region:
     mask, equals, what = text.partition("=")
     if not (mask and equals and what.strip()):
         raise typer.BadParameter(f"--region {text!r} is not MASK=STYLE, such as sky.png=watercolor.")
-    if what in named_styles() and not os.path.exists(what):
+    if what in named_styles() and not os.path.isfile(what):
         return _Region(Path(mask), named_styles()[what], None)
     is_file = what.endswith(".safetensors")
     return _Region(Path(mask), None if is_file else what, what if is_file else None)

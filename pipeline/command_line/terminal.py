@@ -40,7 +40,8 @@ def sentence(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)  # on a CPU
+    if isinstance(error, MemoryError) or of_torch:
         return "out of memory: give smaller or fewer pictures, --device cpu, or --dtype float16 on a GPU."
     text = " ".join(str(error).split())
     if isinstance(error, _EXPECTED):
