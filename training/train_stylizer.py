@@ -139,7 +139,7 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
-            warm_up=48,
+            warm_up=64,
             warm_up_below=16,
         )
         decoder = ConditionalDecoder(
