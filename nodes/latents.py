@@ -65,8 +65,7 @@ class StyleMambaFuse(io.ComfyNode):
         styled = model.styled(style, prompt, strength)
         pipe = styled.pipe
         vae = pipe.vae
-        # Where the decoder paints, `fuse` takes the styles whole, whatever their weights; a latent is not mixed again later.
-        fused_by = strength if pipe.style_decoder is None else strength * pipe.styles.amount
+        fused_by = pipe.strength_of_latents(strength)
 
         def fuse(part: Tensor) -> Tensor:
             scaled = scale_latents(vae, part.to(model.device))

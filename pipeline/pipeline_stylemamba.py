@@ -277,6 +277,11 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             fused = self.fusion(latents.to(self.fusion.dtype), prompt_embeds)
         return interpolate_strength(latents, fused, strength)
 
+    def strength_of_latents(self, strength: float) -> float:
+        """By how much to `fuse` latents that nobody mixes later: where a decoder paints, it takes the styles whole, whatever
+        their weights."""
+        return strength if self.style_decoder is None else strength * self.styles.amount
+
     def decode(
         self,
         latents: Tensor,
@@ -406,10 +411,8 @@ class StyleMambaPipeline(PipelineLoading, DiffusionPipeline):
             return [size] if once else stroke_sizes(size, stroke_scale, MIN_SIDE, size)
 
         groups = _group_by_size(contents, painted_at, WHOLE_BYTES // bytes_per_pixel(self.vae))
-        if self.style_decoder is None:
-            fused_by = strength
-        elif output_type == "latent":
-            fused_by = strength * self.styles.amount
+        if self.style_decoder is None or output_type == "latent":
+            fused_by = self.strength_of_latents(strength)
         else:  # the style whole, of which `decode` mixes in as much as is wanted
             fused_by = float(strength > 0)
         self._num_timesteps = sum(len(painted_at(size)) for size, _ in groups)

@@ -161,8 +161,8 @@ def _check_base(name: str, style: Style, vae: nn.Module, decoder: nn.Module | No
             )
     for part, title, net in (("vae", "autoencoder", vae), ("style_decoder", "decoder that paints", decoder)):
         known = style.info.get("base", {}).get(part, {})
-        expected, found = known.get("fingerprint"), "unknown" if net is None else fingerprint(net)
-        if expected not in (None, "unknown", found) and found != "unknown":
+        expected = known.get("fingerprint", "unknown")
+        if net is not None and expected != "unknown" and fingerprint(net) not in (expected, "unknown"):
             logger.warning(
                 "Style %r was fitted on other weights of the %s (%s); the result may differ from its thumbnail.",
                 name, title, known.get("name") or known.get("class") or "unknown",

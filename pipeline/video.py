@@ -17,9 +17,8 @@ from .atomic_write import atomic_write
 WRITABLE = (".mp4", ".mov", ".mkv", ".m4v", ".webm")
 _QUALITY = {"libx264": {"crf": "16", "preset": "medium"}, "libvpx-vp9": {"crf": "24", "b": "0"}, "mpeg4": {}}
 _BT709, _UNSPECIFIED, _BT2020 = 1, 2, (9, 10)
-_TICK = Fraction(
-    1, 90000
-)  # seconds, in which times are given; a stream's own unit changes when its header is written
+# Seconds, in which times are given: a stream's own unit changes when its header is written.
+_TICK = Fraction(1, 90000)
 _HD = 720  # lines from which on players take BT.709 where a file says nothing
 
 
@@ -103,9 +102,8 @@ def restyle_video(
 
 def _copy(source, reader, writer, restyle, on_frame) -> int:
     video = _video_stream(reader, source.path)
-    heard = [
-        stream for stream in reader.streams.audio if stream.codec_context is not None
-    ]  # a decoder is known
+    # Without a context no decoder is known, and none of the stream's packets can be read.
+    heard = [stream for stream in reader.streams.audio if stream.codec_context is not None]
     sounds = {stream.index: _add_sound(writer, stream) for stream in heard}
     out = _add_video(writer, source)
     times: list[tuple[int | None, Fraction]] = []
@@ -200,10 +198,8 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     space = int(frame.colorspace)
     is_hd = space == _BT709 or (space == _UNSPECIFIED and frame.height >= _HD)
     source = Colorspace.ITU709 if is_hd else Colorspace.ITU601
-    if space in _BT2020:
-        source = getattr(
-            Colorspace, "BT2020", Colorspace.ITU709
-        )  # BT.709 is the nearest that an older PyAV names
+    if space in _BT2020:  # BT.709 is the nearest that an older PyAV names
+        source = getattr(Colorspace, "BT2020", Colorspace.ITU709)
     rgb = frame.reformat(format="rgb24", src_colorspace=source, dst_color_range=ColorRange.JPEG)
     return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
 

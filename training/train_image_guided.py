@@ -186,9 +186,8 @@ def main() -> None:
     features = ScaledMaps(maps_of, [artworks[a][None].to(device).float() / 255 for a in some])
     args.out.mkdir(parents=True, exist_ok=True)
     known_by = "\n".join(artworks).encode() + args.vgg.read_bytes()
-    cache = (
-        args.pairs / f"moments-{hashlib.sha256(known_by).hexdigest()[:12]}.pt"
-    )  # minutes of work, the same for every model
+    digest = hashlib.sha256(known_by).hexdigest()[:12]
+    cache = args.pairs / f"moments-{digest}.pt"  # minutes of work, the same for every model
     if not cache.exists():
         found = {art: features.moments(rgb[None].to(device).float() / 255) for art, rgb in artworks.items()}
         save_whole(found, cache)
