@@ -89,6 +89,7 @@ class FusionBlock(nn.Module):
         scan_order: str = "raster",
         conv: str = "causal",
         ssm: str = "mamba",
+        warm_up: int = 0,
     ) -> None:
         super().__init__()
         if reading not in READINGS:
@@ -106,6 +107,7 @@ class FusionBlock(nn.Module):
                 scan_order=scan_order,
                 conv=conv,
                 ssm=ssm,
+                warm_up=warm_up,
             )
         else:
             self.mixer = CrossAttentionMixer(d_model, cond_dim)
@@ -148,8 +150,8 @@ class StyleFusion(ModelMixin, ConfigMixin):
     to move the modulation within a fit of twenty steps.
 
     `d_model=None` takes the tokens as they are (width C*r*r). Another width adds a linear layer at either end.
-    `warm_up`, `warm_up_below`: how many rows of latents stand mirrored above and below the picture while it is fused. Scans begin
-    with an empty state, at either end; without these rows the first ones, until the state is full, have colours of their own.
+    `warm_up`: how many tokens each scan has read when it comes to the first (`mamba.py`); without, the first rows have colours of their
+    own.
     """
 
     _no_split_modules = ["FusionBlock"]
@@ -176,12 +178,10 @@ class StyleFusion(ModelMixin, ConfigMixin):
         conv: str = "causal",
         ssm: str = "mamba",
         warm_up: int = 0,
-        warm_up_below: int = 0,
     ) -> None:
         super().__init__()
-        for name, rows in (("warm_up", warm_up), ("warm_up_below", warm_up_below)):
-            if type(rows) is not int or rows < 0:
-                raise ValueError(f"{name} is {rows!r:.40}, wanted a whole number from 0 on.")
+        if type(warm_up) is not int or warm_up < 0:
+            raise ValueError(f"warm_up is {warm_up!r:.40}, wanted a whole number from 0 on.")
         sizes = {
             "latent_channels": latent_channels, "cond_dim": cond_dim, "unshuffle": unshuffle, "depth": depth,
             "d_model": 1 if d_model is None else d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand,
@@ -211,6 +211,7 @@ class StyleFusion(ModelMixin, ConfigMixin):
                 scan_order=scan_order,
                 conv=conv,
                 ssm=ssm,
+                warm_up=warm_up,
             )
             for _ in range(depth)
         )
@@ -231,14 +232,12 @@ class StyleFusion(ModelMixin, ConfigMixin):
         cond = F.normalize(prompt_embeds.float(), dim=-1) * math.sqrt(self.config.cond_dim)  # (B, E)
         cond = cond.to(latents.dtype)
 
-        above, below = (min(rows, height - 1) for rows in (self.config.warm_up, self.config.warm_up_below))
-        latents = F.pad(latents, (0, 0, above, below), mode="reflect") if above or below else latents
         tokens, grid = latent_to_tokens(pad_to_multiple(latents, r), r)  # (B, L, C*r*r)
         x = tokens if self.proj_in is None else self.proj_in(tokens)  # (B, L, d)
         for block in self.blocks:
             x = block(x, cond, *grid)  # (B, L, d)
         x = x if self.proj_out is None else tokens + self.proj_out(x)  # (B, L, C*r*r)
-        return tokens_to_latent(x, r, *grid)[..., above : above + height, :width]  # (B, C, h, w)
+        return tokens_to_latent(x, r, *grid)[..., :height, :width]  # (B, C, h, w)
 
     def _check(self, latents: Tensor, prompt_embeds: Tensor) -> None:
         channels, cond_dim = self.config.latent_channels, self.config.cond_dim

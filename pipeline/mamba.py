@@ -34,6 +34,10 @@ from .scan_orders import scan_orders
 from .selective_scan import numba_obstacle, selective_scan
 from .ssd_scan import ssd_scan
 
+_NEAR, _EVERY = (
+    64,
+    8,
+)  # tokens of a warm-up that are read one by one, and of how many farther ones one is read
 _PIECE = 2**22  # bytes of an array of the scan, of which a handful then fit into the cache
 
 
@@ -113,6 +117,17 @@ def init_step_bias(dt_bias: Tensor) -> None:
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
+def _lengthened(delta: Tensor, bias: Tensor, tokens: int, times: int) -> Tensor:
+    """Steps as they are before their bias is added and softplus taken; those of the first `tokens` become `times` as long."""
+    if not tokens:
+        return delta
+    step = times * F.softplus(delta[:, :tokens] + bias)
+    longer = (
+        step + torch.log(-torch.expm1(-step)) - bias
+    )  # which softplus maps to `step`, as in `init_step_bias`
+    return torch.cat([longer.to(delta.dtype), delta[:, tokens:]], 1)
+
+
 def _linear_by_path(x: Tensor, weight: Tensor) -> Tensor:
     """Each path by its own matrix: x (B, L, K, in) and weight (K, out, in) to (B, L, K, out)."""
     if len(weight) == 1:
@@ -132,6 +147,10 @@ class MambaMixer(nn.Module):
     surrounds it stays: B, C and Delta are made from the convolved tokens of each path, and the output is gated as
     in Mamba, without the norm that Mamba-2 adds there for depth. `dt_rank` is for "mamba" only.
 
+    warm_up: how many tokens a path has read when it comes to the first. A state is empty at first, and what reads it then has colours
+    of its own until it is full. So each path first reads its own beginning backwards, and forwards again where it is short: the
+    nearest 64 tokens, and of the farther ones one in eight, with a step eight times as long.
+
     conv: "causal", a depthwise convolution over the `d_conv` last tokens of each path, or "spatial", a depthwise
     3 x 3 convolution of the image before it is read along the paths.
     """
@@ -149,6 +168,7 @@ class MambaMixer(nn.Module):
         scan_order: str = "raster",
         conv: str = "causal",
         ssm: str = "mamba",
+        warm_up: int = 0,
     ) -> None:
         super().__init__()
         if ssm not in ("mamba", "mamba2"):
@@ -159,6 +179,7 @@ class MambaMixer(nn.Module):
         self.d_inner = d_inner = expand * d_model
         self.ssm = ssm
         self.scan_order = scan_order
+        self.warm_up = warm_up
         paths = len(scan_orders(scan_order, 1, 1)[0])
 
         self.in_proj = Linear(d_model, 2 * d_inner, bias=False)
@@ -234,6 +255,7 @@ class MambaMixer(nn.Module):
             and not torch.is_grad_enabled()
             and isinstance(self.conv, CausalConv)
             and self.scan_order == "raster"
+            and not self.warm_up
             and not numba_obstacle()
         )
         return max(1, _PIECE // (self.d_inner * x.element_size())) if streams else x.shape[1]
@@ -262,11 +284,27 @@ class MambaMixer(nn.Module):
 
     def _scan(self, u: Tensor) -> Tensor:
         """(B, L, K, D) to the same shape."""
+        before, far = self._before(u.shape[1], u.device)  # (T,)
+        u = torch.cat([u[:, before], u], 1) if len(before) else u  # (B, T + L, K, D)
         if self.ssm == "mamba":
-            y = selective_scan(*self._mamba(u), delta_softplus=True).mT  # (B, L, K*D)
+            y = selective_scan(*self._mamba(u, far), delta_softplus=True).mT  # (B, T + L, K*D)
         else:
-            y = ssd_scan(*self._mamba2(u), dt_softplus=True).flatten(2)  # (B, L, K*H*P)
-        return y.unflatten(2, u.shape[2:])
+            y = ssd_scan(*self._mamba2(u, far), dt_softplus=True).flatten(2)  # (B, T + L, K*H*P)
+        return y[:, len(before) :].unflatten(2, u.shape[2:])  # (B, L, K, D)
+
+    def _before(self, length: int, device: torch.device) -> tuple[Tensor, int]:
+        """Which tokens of a path are read before its first, the farthest first, as if mirrors stood at both of its ends; and how many
+        of them are far."""
+        near = min(self.warm_up, _NEAR)
+        far = (self.warm_up - near) // _EVERY
+        distance = torch.cat(
+            [
+                torch.arange(near, device=device),
+                near + _EVERY // 2 + _EVERY * torch.arange(far, device=device),
+            ]
+        )
+        there = distance.flip(0) % (2 * length)
+        return torch.minimum(there, 2 * length - 1 - there), far
 
     def _scan_on(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_scan` from the state that an earlier piece left, and the state that this one leaves."""
@@ -281,12 +319,13 @@ class MambaMixer(nn.Module):
             y = y.flatten(2).to(u.dtype)
         return y.unflatten(2, u.shape[2:]), state
 
-    def _mamba(self, u: Tensor) -> tuple[Tensor | None, ...]:
-        """What `selective_scan` takes: u, delta, A, B, C, D, z, delta_bias."""
+    def _mamba(self, u: Tensor, far: int = 0) -> tuple[Tensor | None, ...]:
+        """What `selective_scan` takes: u, delta, A, B, C, D, z, delta_bias. `far`: how many tokens stand for eight."""
         dt, B, C = _linear_by_path(u, self.x_proj).split(
             (self.dt_rank, self.d_state, self.d_state), dim=3
         )  # (B, L, K, R), (B, L, K, N), (B, L, K, N)
         delta = _linear_by_path(dt, self.dt_proj)  # (B, L, K, D)
+        delta = _lengthened(delta, self.dt_bias, far, _EVERY)
         return (
             u.flatten(2).mT,
             delta.flatten(2).mT,
@@ -298,11 +337,12 @@ class MambaMixer(nn.Module):
             self.dt_bias.flatten(),
         )
 
-    def _mamba2(self, u: Tensor) -> tuple[Tensor | None, ...]:
-        """What `ssd_scan` takes: x, dt, A, B, C, D, z, dt_bias."""
+    def _mamba2(self, u: Tensor, far: int = 0) -> tuple[Tensor | None, ...]:
+        """What `ssd_scan` takes: x, dt, A, B, C, D, z, dt_bias. `far`: as in `_mamba`."""
         dt, B, C = _linear_by_path(u, self.x_proj).split(
             (self.heads, self.d_state, self.d_state), dim=3
         )  # (B, L, K, H), (B, L, K, N), (B, L, K, N)
+        dt = _lengthened(dt, self.dt_bias, far, _EVERY)
         return (
             u.unflatten(3, (self.heads, -1)).flatten(2, 3),
             dt.flatten(2),

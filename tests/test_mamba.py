@@ -52,7 +52,14 @@ def written_out(m, x, height, width):
             spread = lambda x: x.repeat_interleave(m.d_inner // m.heads, -1)  # noqa: E731
             delta = spread(torch.log1p(torch.exp(dt + m.dt_bias[k])))
             A, D = spread(-m.A_log[k].exp())[:, None].expand(-1, m.d_state), spread(m.D[k])
-        y = selective_scan_ref(u.mT, delta.mT, A, B.mT, C.mT, D)  # (B, D, L)
+        # Between two mirrors at the ends of the path; of tokens far before the first every eighth, for as long as eight.
+        there_and_back = [*range(height * width), *reversed(range(height * width))]
+        near, far = range(min(m.warm_up, 64)), range(68, 64 + (m.warm_up - 64) // 8 * 8, 8)
+        read = [there_and_back[d % len(there_and_back)] for d in reversed([*near, *far])]
+        longer = torch.tensor([8.0] * len(far) + [1.0] * (len(near) + height * width))
+        read += range(height * width)
+        u, B, C, delta = u[:, read], B[:, read], C[:, read], delta[:, read] * longer.to(x)[:, None]
+        y = selective_scan_ref(u.mT, delta.mT, A, B.mT, C.mT, D)[..., len(near) + len(far) :]  # (B, D, L)
         total = total + y.mT[:, inverses[k]]
     return (total * z * torch.sigmoid(z)) @ m.out_proj.weight.T
 
@@ -60,8 +67,9 @@ def written_out(m, x, height, width):
 @each_kind
 @each_conv
 @each_ssm
-def test_equals_mamba_written_out(scan_order, conv, ssm):
-    m = mixer(scan_order=scan_order, conv=conv, ssm=ssm).double()
+@pytest.mark.parametrize("warm_up", [0, 8, 199])
+def test_equals_mamba_written_out(scan_order, conv, ssm, warm_up):
+    m = mixer(scan_order=scan_order, conv=conv, ssm=ssm, warm_up=warm_up).double()
     x = torch.randn(2, 15, 8, dtype=torch.float64)
     torch.testing.assert_close(m(x, 3, 5), written_out(m, x, 3, 5))
 
@@ -70,9 +78,10 @@ def test_equals_mamba_written_out(scan_order, conv, ssm):
 @each_conv
 @each_ssm
 @pytest.mark.parametrize("d_model", [8, 50])
-def test_without_gradients_it_is_the_same(scan_order, conv, ssm, d_model):
+@pytest.mark.parametrize("warm_up", [0, 200])
+def test_without_gradients_it_is_the_same(scan_order, conv, ssm, d_model, warm_up):
     """That way has matrix products, scans and in-place operations of its own, and leaves its input alone."""
-    m = mixer(d_model, scan_order=scan_order, conv=conv, ssm=ssm)
+    m = mixer(d_model, scan_order=scan_order, conv=conv, ssm=ssm, warm_up=warm_up)
     x = torch.randn(2, 77, d_model)
     before = x.clone()
     wanted = m(x, 7, 11)
@@ -96,6 +105,33 @@ def test_a_long_path_goes_through_in_pieces(ssm):
         half = torch.cat([mix(piece) for piece in x.half().split(25, 1)], 1)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+@each_kind
+@each_ssm
+def test_a_warm_up_leaves_no_end_of_an_even_picture_different(scan_order, ssm):
+    """A state that has read the same for long is nearly the one that it always will have: steps eight times as long are coarser."""
+    x = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(1)).expand(1, 400, 8)
+    for warm_up, least, most in ((0, 0.8, 2), (20000, 0, 0.08)):
+        m = mixer(scan_order=scan_order, conv="spatial", ssm=ssm, warm_up=warm_up)
+        torch.nn.init.zeros_(m.D)  # of the state alone
+        with torch.no_grad():
+            y = m(x, 20, 20)
+        assert least <= (y - y[:, 200:201]).abs().max() / y.abs().max() <= most
+
+
+@each_ssm
+def test_a_warm_up_learns(ssm):
+    """What is read before the first token reaches its result, and half precision and long paths in pieces leave that alone."""
+    m = mixer(50, ssm=ssm, warm_up=256)
+    x = torch.randn(1, 77, 50, requires_grad=True)
+    y = m(x, 7, 11)
+    y[:, 0].square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in m.parameters())
+    assert x.grad[0, 60].abs().max() > 0  # read as token 60 + 77 + 77 before the first, by two mirrors
+    with torch.no_grad():
+        assert m.piece(x) == 77
+        torch.testing.assert_close(m.half()(x.half(), 7, 11).float(), y, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("bias", [True, False])

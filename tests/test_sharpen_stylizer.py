@@ -32,7 +32,7 @@ from sharpen_stylizer import (  # noqa: E402
 )
 from timed_run import TimedRun  # noqa: E402
 from tiny_teachers import picture_set, shift_tolerant_vgg16  # noqa: E402
-from train_stylizer import ROWS, other_rows  # noqa: E402
+from train_stylizer import WARM_UPS, other_warm_up  # noqa: E402
 
 from stylemamba import StyleMambaPipeline  # noqa: E402
 from stylemamba.pipeline import metrics  # noqa: E402
@@ -225,18 +225,17 @@ def test_the_finest_light_is_learnt_from_latents_far_from_0(monkeypatch):
     assert error < 0.25 * finest.abs().mean()
 
 
-def test_a_step_begins_on_other_rows_than_the_model_that_is_written():
-    fusion, seen = StyleFusion(4, 8, warm_up=40, warm_up_below=8), set()
+def test_a_step_has_another_warm_up_than_the_model_that_is_written():
+    fusion, seen = StyleFusion(4, 8, depth=2, warm_up=400), set()
     rng = random.Random(0)
-    for _ in range(20):
-        with pytest.raises(RuntimeError), other_rows(fusion, rng):
-            seen.add((fusion.config.warm_up, fusion.config.warm_up_below))
+    for _ in range(40):
+        with pytest.raises(RuntimeError), other_warm_up(fusion, rng):
+            first, second = (block.mixer.warm_up for block in fusion.blocks)
+            assert first == second
+            seen.add(first)
             raise RuntimeError  # a step that fails
-        assert (fusion.config.warm_up, fusion.config.warm_up_below) == (40, 8)
-    above, below = (set(rows) for rows in zip(*seen, strict=True))
-    assert len(above) > 8 and len(below) > 3
-    assert ROWS[0] * 40 <= min(above) and max(above) <= ROWS[1] * 40
-    assert ROWS[0] * 8 <= min(below) and max(below) <= ROWS[1] * 8
+        assert [block.mixer.warm_up for block in fusion.blocks] == [400, 400]
+    assert len(seen) > 30 and WARM_UPS[0] * 400 <= min(seen) < 400 < max(seen) <= WARM_UPS[1] * 400
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -294,5 +293,4 @@ def test_training_goes_on_where_it_stopped_and_changes_two_parts(device, tmp_pat
     made, begun = (
         StyleMambaPipeline.from_pretrained(folder).fusion.config for folder in (out / "pipeline", start)
     )
-    rows = "warm_up", "warm_up_below"
-    assert [made[name] for name in rows] == [begun[name] for name in rows] and begun["warm_up"] > 0
+    assert made["warm_up"] == begun["warm_up"] > 0

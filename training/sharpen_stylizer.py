@@ -50,7 +50,7 @@ from train_stylizer import (
     embed_artworks,
     embed_labels,
     numbers_of,
-    other_rows,
+    other_warm_up,
 )
 
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder, FineLight
@@ -270,7 +270,7 @@ def main() -> None:
     vae = AutoencoderTiny.from_pretrained(args.start / "vae").float().requires_grad_(False).eval()
     vae = vae.to(memory_format=torch.channels_last)
     stylizer = Stylizer(vae, cond_dim=memory.config.embed_dim, reads_fine_light=True)
-    stylizer.fusion = StyleFusion.from_pretrained(args.start / "fusion").float()  # with its rows to begin on
+    stylizer.fusion = StyleFusion.from_pretrained(args.start / "fusion").float()  # with its warm-up
     decoder = ConditionalDecoder.from_pretrained(args.start / "style_decoder").float()
     stylizer.decoder.load_state_dict(decoder.state_dict(), strict=decoder.fine_light is not None)
     stylizer.to(args.device)
@@ -329,7 +329,7 @@ def main() -> None:
         asked = torch.tensor([distance.names.index(name) for name in chosen], device=args.device)
 
         autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16)
-        with autocast, other_rows(stylizer.fusion, rng):
+        with autocast, other_warm_up(stylizer.fusion, rng):
             fused = stylizer.fuse(images * 2 - 1, embeds, full)
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)

@@ -48,7 +48,7 @@ STYLE_TAPS = ("1_2", "2_2", "3_3", "4_3")
 # The VGG16 sees results at half their size and artworks at about their own: strokes become twice as large, and a picture of 512 px
 # is compared with artworks of 256.
 STYLE_SIDE, VIEW = 256, 1 / 2
-ROWS = (0.5, 1.25)  # times the mirrored rows that a fusion begins on, drawn for each step
+WARM_UPS = (0.5, 3.0)  # times the tokens that a scan has read at the first, drawn for each step
 # Labels of the sample sheets.
 SAMPLES = (
     "van gogh",
@@ -139,8 +139,7 @@ class Stylizer(torch.nn.Module):
             d_state=8,
             scan_order="bidirectional",
             conv="spatial",
-            warm_up=64,
-            warm_up_below=16,
+            warm_up=8192,
         )
         decoder = ConditionalDecoder(
             latent_channels=channels, cond_dim=cond_dim, reads_fine_light=reads_fine_light
@@ -161,15 +160,18 @@ class Stylizer(torch.nn.Module):
 
 
 @contextmanager
-def other_rows(fusion: StyleFusion, rng: random.Random) -> Iterator[None]:
-    """While it lasts, the fusion begins on another number of mirrored rows: trained with one alone, it comes to lean on just that
-    many, and what is as far from them as the picture's border gets a colour of its own."""
-    own = {name: fusion.config[name] for name in ("warm_up", "warm_up_below")}
-    fusion.register_to_config(**{name: round(rng.uniform(*ROWS) * rows) for name, rows in own.items()})
+def other_warm_up(fusion: StyleFusion, rng: random.Random) -> Iterator[None]:
+    """While it lasts, the scans have read another number of tokens when they come to the first: of a whole picture they will have read
+    several times what a crop has, and what lies lower must not have other colours."""
+    own = fusion.config.warm_up
+    drawn = round(own * rng.uniform(*WARM_UPS))
     try:
+        for block in fusion.blocks:
+            block.mixer.warm_up = drawn
         yield
     finally:
-        fusion.register_to_config(**own)
+        for block in fusion.blocks:
+            block.mixer.warm_up = own
 
 
 def main() -> None:
@@ -262,7 +264,7 @@ def main() -> None:
         wish = torch.lerp(photos, targets, strength[:, :, None, None])
 
         autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16)
-        with autocast, other_rows(stylizer.fusion, rng):
+        with autocast, other_warm_up(stylizer.fusion, rng):
             result = stylizer(photos, embeds, strength).float()
         weight = 1 - sharpening * strength[:, 0].floor() * (1 - args.teacher_weight)
         terms = {"teacher": (weight * picture_distance(result, wish)).mean()}
