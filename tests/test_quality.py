@@ -29,9 +29,19 @@ def quality():
     before = dict(sys.modules)
     load("fusion", "benchmarks")
     load("style_judge", "benchmarks")
+    load("lpips_jax", "benchmarks")
     load("lpips_alexnet", "benchmarks")
     yield load("quality", "benchmarks")
-    for name in ("fusion", "style_judge", "lpips_alexnet", "quality", "held_out", "test_style_judge"):
+    for name in (
+        "manifest",
+        "fusion",
+        "style_judge",
+        "lpips_jax",
+        "lpips_alexnet",
+        "quality",
+        "held_out",
+        "test_style_judge",
+    ):
         sys.modules.pop(name, None)
         if name in before:
             sys.modules[name] = before[name]
@@ -81,6 +91,7 @@ def test_held_out_photos():
 
 
 def test_hold_out_leaves_each_label_a_caption_and_ignores_the_order():
+    load("manifest", "training")
     module = load("held_out", "training")
     rows = [
         {"kind": "content", "file": f"content/{i}.webp", "label": "x", "captions": ["x"]} for i in range(60)
