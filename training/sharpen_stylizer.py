@@ -50,7 +50,7 @@ from train_stylizer import (
     embed_artworks,
     embed_labels,
     numbers_of,
-    other_warm_up,
+    shorter_warm_up,
 )
 
 from stylemamba.pipeline.conditional_decoder import FINEST, ConditionalDecoder, FineLight
@@ -329,7 +329,7 @@ def main() -> None:
         asked = torch.tensor([distance.names.index(name) for name in chosen], device=args.device)
 
         autocast = torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16)
-        with autocast, other_warm_up(stylizer.fusion, rng):
+        with autocast, shorter_warm_up(stylizer.fusion, rng):
             fused = stylizer.fuse(images * 2 - 1, embeds, full)
             result = stylizer.decoder(fused, embeds).float() / 2 + 0.5
         scale = VIEW * rng.uniform(*VIEWS)
