@@ -34,10 +34,8 @@ from .scan_orders import scan_orders
 from .selective_scan import numba_obstacle, selective_scan
 from .ssd_scan import ssd_scan
 
-_NEAR, _EVERY = (
-    64,
-    8,
-)  # tokens of a warm-up that are read one by one, and of how many farther ones one is read
+# Of a warm-up: tokens that are read one by one, and of how many farther ones one is read.
+_NEAR, _EVERY = 64, 8
 _PIECE = 2**22  # bytes of an array of the scan, of which a handful then fit into the cache
 
 
@@ -117,15 +115,14 @@ def init_step_bias(dt_bias: Tensor) -> None:
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-def _lengthened(delta: Tensor, bias: Tensor, tokens: int, times: int) -> Tensor:
-    """Steps as they are before their bias is added and softplus taken; those of the first `tokens` become `times` as long."""
-    if not tokens:
+def _lengthened(delta: Tensor, bias: Tensor, far: int) -> Tensor:
+    """Steps as they are before their bias is added and softplus taken; each of the first `far` becomes as long as those it stands for."""
+    if not far:
         return delta
-    step = times * F.softplus(delta[:, :tokens] + bias)
-    longer = (
-        step + torch.log(-torch.expm1(-step)) - bias
-    )  # which softplus maps to `step`, as in `init_step_bias`
-    return torch.cat([longer.to(delta.dtype), delta[:, tokens:]], 1)
+    step = _EVERY * F.softplus(delta[:, :far] + bias)
+    # What softplus maps to `step`, as in `init_step_bias`.
+    longer = step + torch.log(-torch.expm1(-step)) - bias
+    return torch.cat([longer.to(delta.dtype), delta[:, far:]], 1)
 
 
 def _linear_by_path(x: Tensor, weight: Tensor) -> Tensor:
@@ -297,13 +294,8 @@ class MambaMixer(nn.Module):
         of them are far."""
         near = min(self.warm_up, _NEAR)
         far = (self.warm_up - near) // _EVERY
-        distance = torch.cat(
-            [
-                torch.arange(near, device=device),
-                near + _EVERY // 2 + _EVERY * torch.arange(far, device=device),
-            ]
-        )
-        there = distance.flip(0) % (2 * length)
+        farther = near + _EVERY // 2 + _EVERY * torch.arange(far, device=device)
+        there = torch.cat([torch.arange(near, device=device), farther]).flip(0) % (2 * length)
         return torch.minimum(there, 2 * length - 1 - there), far
 
     def _scan_on(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -325,7 +317,7 @@ class MambaMixer(nn.Module):
             (self.dt_rank, self.d_state, self.d_state), dim=3
         )  # (B, L, K, R), (B, L, K, N), (B, L, K, N)
         delta = _linear_by_path(dt, self.dt_proj)  # (B, L, K, D)
-        delta = _lengthened(delta, self.dt_bias, far, _EVERY)
+        delta = _lengthened(delta, self.dt_bias, far)
         return (
             u.flatten(2).mT,
             delta.flatten(2).mT,
@@ -342,7 +334,7 @@ class MambaMixer(nn.Module):
         dt, B, C = _linear_by_path(u, self.x_proj).split(
             (self.heads, self.d_state, self.d_state), dim=3
         )  # (B, L, K, H), (B, L, K, N), (B, L, K, N)
-        dt = _lengthened(dt, self.dt_bias, far, _EVERY)
+        dt = _lengthened(dt, self.dt_bias, far)
         return (
             u.unflatten(3, (self.heads, -1)).flatten(2, 3),
             dt.flatten(2),
