@@ -963,8 +963,9 @@ def test_tiny_paints_the_borders_of_an_even_picture_as_the_rest(monkeypatch):
     along a border may differ from the middle as much as 12 further in do."""
     pipe = StyleMambaPipeline.from_pretrained("tiny")
     pipe.set_progress_bar_config(disable=True)
-    even = torch.linspace(0.7, 0.8, 256).view(1, 1, 256, 1) * torch.tensor([0.6, 0.8, 1.0]).view(1, 3, 1, 1)
-    even = even.repeat(1, 1, 1, 256)
+    # As long a border as is painted at once: of 256 px the strokes' own differences are as large as the bound's margin.
+    even = torch.linspace(0.7, 0.8, 512).view(1, 1, 512, 1) * torch.tensor([0.6, 0.8, 1.0]).view(1, 3, 1, 1)
+    even = even.repeat(1, 1, 1, 512)
 
     def frame() -> float:
         at_borders, further_in = [], []
@@ -981,4 +982,4 @@ def test_tiny_paints_the_borders_of_an_even_picture_as_the_rest(monkeypatch):
 
     assert frame() < 1.25
     monkeypatch.setattr(StyleMambaPipeline, "beyond", 0)
-    assert frame() > 1.25  # what such a frame would be
+    assert frame() > 2  # what such a frame would be
